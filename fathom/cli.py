@@ -1,0 +1,166 @@
+"""The command line: verbs and paths. Each verb lives in the room that it reads; nothing here loads torch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fathom import __version__
+from fathom.core.config import build, describe, load_yaml, merge, parse_overrides
+from fathom.core.errors import FathomError, UsageError
+from fathom.systems import SYSTEMS, settings_class
+
+app = typer.Typer(
+    name="fathom", add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="Turns raw pages, code and papers into a reasoning model that can be checked.\n\n"
+    "Start with `fathom demo`. `fathom run RECIPE` runs a sequence of systems; each system also runs alone.",
+)
+
+Seed = Annotated[int, typer.Option(help="names all randomness of the run", min=0)]
+Fresh = Annotated[bool, typer.Option("--fresh", help="move an earlier run aside and start anew")]
+Dry = Annotated[bool, typer.Option("--dry-run", help="check the settings, print what it would cost, do nothing")]
+Limit = Annotated[float | None, typer.Option(help="stop, resumable, after this many seconds")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no log lines on the terminal; they are in DIR/logs")]
+EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command("run", context_settings=EXTRA)
+def run(
+    ctx: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="a YAML file, or one that ships: tiny/demo")],
+    dir: Annotated[Path | None, typer.Option(help="the run directory (default: runs/NAME)")] = None,
+    seed: Annotated[int | None, typer.Option(help="in place of the recipe's seed", min=0)] = None,
+    fresh: Fresh = False, dry_run: Dry = False, quiet: Quiet = False,
+) -> None:
+    """Run a recipe: `fathom run tiny/demo zero.group=4`. The same command again continues where it was left."""
+    from fathom import recipes
+
+    loaded = recipes.load(recipe, ctx.args, dir, seed)
+    if dry_run:
+        for stage in loaded.stages:
+            typer.echo(f"{stage.name}: {stage.system} in {loaded.directory / stage.name}")
+            _print_plan(stage.settings)
+        return
+    typer.echo(f"report: {recipes.run(loaded, fresh, not quiet)}")
+
+
+@app.command("demo")
+def demo(
+    dir: Annotated[Path, typer.Option(help="the run directory")] = Path("runs/demo"),
+    seed: Annotated[int | None, typer.Option(help="in place of the recipe's seed", min=0)] = None,
+    fresh: Fresh = False, dry_run: Dry = False,
+) -> None:
+    """Train, teach and improve a small model in minutes on a CPU, kill it on the way, and see that nothing was lost."""
+    from fathom.recipes import demo as room
+
+    room.demo(dir, seed, fresh, dry_run)
+
+
+@app.command("report")
+def report(directory: Annotated[Path, typer.Argument(help="a run directory")]) -> None:
+    """Write one offline HTML page about a run: curves, experts, completions with verdicts, scores with intervals."""
+    from fathom.report import write_report
+
+    typer.echo(write_report(directory))
+
+
+@app.command("compare")
+def compare(
+    a: Annotated[Path, typer.Argument(help="an evaluation, or a run that holds one")],
+    b: Annotated[Path, typer.Argument(help="another one")],
+) -> None:
+    """Compare two evaluations problem by problem (paired bootstrap); says "not significant" when it is not."""
+    from fathom.report.compare import compare as compared
+    from fathom.report.compare import render
+
+    typer.echo(render(compared(a, b)))
+
+
+@app.command("show")
+def show(
+    directory: Annotated[Path, typer.Argument(help="a run or stage directory")],
+    n: Annotated[int, typer.Option(help="how many", min=1)] = 5,
+    rejects: Annotated[bool, typer.Option("--rejects", help="what was rejected, and why")] = False,
+    outcome: Annotated[str | None, typer.Option(help="only right, wrong, unread or failed")] = None,
+    step: Annotated[int | None, typer.Option(help="only this step's completions")] = None,
+) -> None:
+    """Print records, completions with their verdicts, or rejects with their reasons."""
+    from fathom.report.show import show as shown
+
+    shown(directory, n=n, rejects=rejects, outcome=outcome, step=step)
+
+
+@app.command("doctor")
+def doctor() -> None:
+    """Print what this machine offers: versions, processors, memory, devices, extras that are missing."""
+    from fathom.model.doctor import doctor as examined
+
+    for line in examined():
+        typer.echo(line)
+
+
+def _system(name: str) -> None:
+    """Adds the command of one system; its settings are explained by its own --help."""
+    cls = settings_class(name)
+
+    def command(
+        ctx: typer.Context,
+        settings: Annotated[str | None, typer.Argument(help="a YAML file of settings, or the first key=value")] = None,
+        dir: Annotated[Path, typer.Option(help="the run directory")] = Path("runs") / name,
+        seed: Seed = 0, fresh: Fresh = False, dry_run: Dry = False, time_limit: Limit = None, quiet: Quiet = False,
+    ) -> None:
+        from fathom.systems import start
+
+        file = settings if settings and "=" not in settings and not settings.startswith("-") else None
+        words = [*([settings] if settings and file is None else []), *ctx.args]
+        values = merge(load_yaml(file) if file else {}, parse_overrides(words))
+        where = file or "command line"
+        if dry_run:
+            _print_plan(build(cls, values, where))
+            return
+        start(name, values, dir, seed, where, fresh=fresh, time_limit=time_limit, console=not quiet)
+
+    rows = [(f"{key}={default}" if default else key, text) for key, _, default, text in describe(cls)]
+    width = min(34, max(len(left) for left, _ in rows))
+    table = "\n".join(f"{left:<{width}}  {text}" for left, text in rows)
+    doc = (cls.__doc__ or "").strip()
+    command.__doc__ = f"{doc}\n\n\b\nSettings, as key=value or in a YAML file:\n{table}"
+    app.command(name, context_settings=EXTRA, short_help=doc.split("\n\n")[0].replace("\n", " "))(command)
+
+
+def _print_plan(settings: Any) -> None:
+    plan = getattr(settings, "plan", None)
+    for key, value in (plan() if plan else {}).items():
+        typer.echo(f"  {key}: {value:,}" if isinstance(value, int) else f"  {key}: {value}")
+
+
+for _name in SYSTEMS:
+    _system(_name)
+
+
+def main() -> None:
+    """Runs the command line; an error meant for the user is one line on stderr and its own exit code."""
+    try:
+        app(standalone_mode=False)
+    except FathomError as error:
+        typer.echo(f"fathom: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        import click
+
+        if isinstance(error, click.ClickException):
+            error.show()
+            sys.exit(UsageError.exit_code)
+        raise

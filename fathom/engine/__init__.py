@@ -1,0 +1,1 @@
+"""Generation: batches of prompts in, completions with exact log-probabilities out."""

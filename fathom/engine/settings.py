@@ -1,0 +1,14 @@
+"""Settings of the engine; loads no torch."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from fathom.core.config import Settings
+
+
+class EngineSettings(Settings):
+    """How much the engine does at once. Neither value changes what a request's distribution is, only speed and memory."""
+
+    batch: int = Field(256, ge=1, description="most completions decoded together")
+    prefill_tokens: int = Field(8192, ge=1, description="most prompt tokens in one forward pass")

@@ -1,0 +1,1 @@
+"""Is this answer right? Verdicts, extraction, comparison of mathematics, rewards. No torch."""

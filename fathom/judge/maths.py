@@ -1,0 +1,194 @@
+r"""Mathematical answers against a known one: numbers here and at once, everything else in processes that can be killed.
+
+Policy (specs/rl.md §7.4): values must be equal; only where the gold answer is a decimal, and the answer is no integer, a
+relative 1e-4 is allowed for rounding. No factor of 100 for percents, no mixing of bracket kinds by us, no absolute
+tolerance. Every leniency of that sort is a reward that training finds.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Self
+
+from fathom.core.errors import FathomError
+from fathom.judge.extract import Extracted, Unread, extract
+from fathom.judge.pool import Broken, Pool
+from fathom.judge.verdict import Verdict
+
+LONGEST_ANSWER = 1_000
+
+_NUMBER = re.compile(r"([+-]?)(\d{1,3}(?:,\d{3})+|\d+)?(?:\.(\d*))?")
+_COMMA_LATEX = re.compile(r"(?<=\d)(?:\{,\}|\\[,!;: ]|\\,)(?=\d{3}(?!\d))")
+_SLASH = re.compile(r"([+-]?)(\d+)\s*/\s*(\d+)")
+_FRAC = re.compile(r"([+-]?)\s*\\[dtc]?frac\s*(?:\{\s*([+-]?\d+)\s*\}|(\d))\s*(?:\{\s*([+-]?\d+)\s*\}|(\d))")
+_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
+_EMPTY = re.compile(r"\\left(?![A-Za-z])|\\right(?![A-Za-z])|\\[!,;: ]|\\displaystyle(?![A-Za-z])")
+_MOST_DIGITS = 500  # Python refuses longer integers from 4,300 digits on
+
+
+def number(text: str, whole: bool = False) -> Fraction | None:
+    r"""The exact value of a plain number, else None.
+
+    Plain is: an integer, a decimal, thousands in commas or LaTeX's `{,}`, `1/2`, `\frac{1}{2}`; around it `$…$`, a
+    currency `$`, a final period. With `whole` fractions do not count: for a whole answer a quotient is unfinished work.
+    """
+    bare = _bare(text)
+    if len(bare) > _MOST_DIGITS:
+        return None
+    match = _NUMBER.fullmatch(bare)
+    if match and (match[2] or match[3]):
+        digits = (match[2] or "0").replace(",", "")
+        value = Fraction(f"{digits}.{match[3]}" if match[3] else digits)
+        return -value if match[1] == "-" else value
+    if whole:
+        return None
+    if slash := _SLASH.fullmatch(bare):
+        return _quotient(slash[1], slash[2], slash[3])
+    if frac := _FRAC.fullmatch(bare):
+        return _quotient(frac[1], frac[2] or frac[3], frac[4] or frac[5])
+    return None
+
+
+def _quotient(sign: str, top: str, bottom: str) -> Fraction | None:
+    if int(bottom) == 0:
+        return None
+    value = Fraction(int(top), int(bottom))
+    return -value if sign == "-" else value
+
+
+def _bare(text: str) -> str:
+    bare = text.strip()
+    if len(bare) > 1 and bare.endswith(".") and not bare.endswith(".."):
+        bare = bare[:-1].rstrip()
+    for left, right in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
+        if len(bare) > len(left) + len(right) and bare.startswith(left) and bare.endswith(right):
+            bare = bare[len(left) : -len(right)].strip()
+            break
+    bare = bare.replace("\\$", "$").replace("−", "-").replace("\\dollar", "$")
+    if match := re.fullmatch(r"([+-]?)\$\s*([\d.].*)", bare, re.DOTALL):
+        bare = match[1] + match[2]
+    bare = _COMMA_LATEX.sub(",", bare)
+    return re.sub(r"^([+-])\s+", r"\1", bare.strip())
+
+
+def normal_form(answer: str) -> str:
+    r"""A spelling in which equal answers often meet: exact for numbers, blanks and LaTeX dressing removed for others.
+
+    Equal forms mean equal answers; unequal forms mean nothing. Used for voting and before the slow comparison.
+    """
+    if (value := number(answer)) is not None:
+        return str(value)
+    form = _bare(answer)
+    form = _TEXT.sub(r" \1 ", form)
+    form = _EMPTY.sub(" ", form)
+    form = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", form)
+    form = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", form)
+    # A blank between letters or digits tells "1 2" from "12" and stays.
+    form = re.sub(r"\s+", " ", form.strip())
+    return re.sub(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])", "", form)
+
+
+def judge_number(gold: str, answer: str, whole: bool = False) -> Verdict | None:
+    """RIGHT or WRONG where gold and answer are both plain numbers, else None. `whole` as in `number`."""
+    expected, given = number(gold), number(answer, whole)
+    if expected is None or given is None:
+        return None
+    if expected == given:
+        return Verdict.right("equal numbers", answer)
+    rounded = "." in _bare(gold) and expected.denominator > 1 and given.denominator > 1
+    if rounded and abs(expected - given) <= abs(expected) / 10_000:
+        return Verdict.right("equal numbers but for rounding", answer)
+    return Verdict.wrong("different numbers", answer)
+
+
+class MathsJudge:
+    """Verdicts on completions with mathematical answers; a context manager, or `close` it.
+
+    Numbers and identical spellings are settled here. The rest goes to `workers` processes running math-verify, which
+    start when first needed. An item that hangs beyond `timeout_s` seconds, kills its worker or runs out of `memory_mb`
+    MiB is FAILED, and the rest is judged by a new worker.
+    """
+
+    def __init__(self, workers: int = 1, timeout_s: float = 5.0, memory_mb: int = 1024) -> None:
+        self._pool = Pool("fathom.judge.symbolic:compare", workers, timeout_s, memory_mb)
+        self._known: dict[tuple[str, str], str] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the workers; a later `judge` starts new ones."""
+        self._pool.close()
+
+    def judge(self, pairs: Sequence[tuple[str, str]], final: str = "auto") -> list[Verdict]:
+        """One verdict per (gold answer, completion text), in order. `final` is `extract`'s.
+
+        UNREAD: no answer in the text, one that is no mathematical expression, or one beyond 1,000 characters, which is
+        not an answer but the working, and which no worker should have to read. FAILED: the judge broke, or it could
+        not make sense of the gold answer itself. FathomError when math-verify is needed and missing.
+        """
+        return self._judge([(gold, extract(text, final)) for gold, text in pairs])
+
+    def equal(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
+        """As `judge`, for answers that stand alone, without a text to extract them from."""
+        return self._judge([(gold, Extracted(answer.strip(), "given")) for gold, answer in pairs])
+
+    def _judge(self, pairs: Sequence[tuple[str, Extracted | Unread]]) -> list[Verdict]:
+        verdicts: list[Verdict | None] = []
+        asked: list[tuple[int, str, str]] = []
+        for position, (gold, found) in enumerate(pairs):
+            verdict = Verdict.unread(found.reason) if isinstance(found, Unread) else _at_once(gold, found.answer)
+            if verdict is None and isinstance(found, Extracted):
+                asked.append((position, gold, found.answer))
+            verdicts.append(verdict)
+        for (position, _, answer), said in zip(asked, self._compare([pair[1:] for pair in asked]), strict=True):
+            verdicts[position] = _SAID[said](answer) if said in _SAID else Verdict.failed(said, answer)
+        return [verdict for verdict in verdicts if verdict is not None]
+
+    def _compare(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
+        if len(self._known) > 200_000:
+            self._known.clear()
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
+        if new:
+            if importlib.util.find_spec("math_verify") is None:
+                raise FathomError(
+                    f"comparing {new[0][1][:40]!r} with {new[0][0][:40]!r} needs math-verify: "
+                    "pip install 'fathom-reasoning[judge]'"
+                )
+            broken: dict[tuple[str, str], str] = {}
+            for pair, value in zip(new, self._pool.map(new), strict=True):
+                if isinstance(value, Broken):
+                    broken[pair] = value.reason  # not remembered: the next attempt may find an idle machine
+                else:
+                    self._known[pair] = value
+            return [broken[pair] if pair in broken else self._known[pair] for pair in pairs]
+        return [self._known[pair] for pair in pairs]
+
+
+_SAID = {
+    "equal": lambda answer: Verdict.right("equal expressions", answer),
+    "different": lambda answer: Verdict.wrong("different expressions", answer),
+    "answer": lambda answer: Verdict.unread("answer is not an expression", answer),
+    "gold": lambda answer: Verdict.failed("gold answer cannot be read", answer),
+}
+
+
+def _at_once(gold: str, answer: str) -> Verdict | None:
+    """The verdict where it takes no mathematics."""
+    if not answer:
+        return Verdict.unread("answer is empty")
+    if len(answer) > LONGEST_ANSWER:
+        return Verdict.unread(f"answer is longer than {LONGEST_ANSWER} characters", answer[:100])
+    if verdict := judge_number(gold, answer):
+        return verdict
+    if normal_form(gold) == normal_form(answer):
+        return Verdict.right("same spelling", answer)
+    if len(gold) > LONGEST_ANSWER:
+        return Verdict.failed("gold answer is too long", answer)
+    return None

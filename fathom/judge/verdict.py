@@ -1,0 +1,56 @@
+"""The four things that can be said about an answer, and the rule that a broken judge is never a zero."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Outcome(StrEnum):
+    """What was found out about one completion."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+    UNREAD = "unread"  # the text holds no answer that could be read
+    FAILED = "failed"  # our judge broke; nothing is known about the answer
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One judgement. `score` lies in [0, 1] and is None exactly when the outcome is FAILED.
+
+    `reason` is short and stable: it is counted. `answer` is what was read out of the text, where something was.
+    """
+
+    outcome: Outcome
+    score: float | None
+    reason: str
+    answer: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "outcome", Outcome(self.outcome))
+        if (self.score is None) != (self.outcome is Outcome.FAILED):
+            raise ValueError(f"{self.outcome} with score {self.score}: the score is None exactly when FAILED")
+        if self.score is not None and not (math.isfinite(self.score) and 0 <= self.score <= 1):
+            raise ValueError(f"{self.outcome} with score {self.score}: a score lies in [0, 1]")
+
+    @classmethod
+    def right(cls, reason: str = "", answer: str | None = None, score: float = 1.0) -> Verdict:
+        """RIGHT, full score unless told otherwise."""
+        return cls(Outcome.RIGHT, score, reason, answer)
+
+    @classmethod
+    def wrong(cls, reason: str, answer: str | None = None, score: float = 0.0) -> Verdict:
+        """WRONG; a judge that gives partial credit says how much."""
+        return cls(Outcome.WRONG, score, reason, answer)
+
+    @classmethod
+    def unread(cls, reason: str, answer: str | None = None) -> Verdict:
+        """UNREAD: the text gave no answer; it scores 0, for whoever wrote the text could have given one."""
+        return cls(Outcome.UNREAD, 0.0, reason, answer)
+
+    @classmethod
+    def failed(cls, reason: str, answer: str | None = None) -> Verdict:
+        """FAILED: no score, so that nobody can mistake it for a zero."""
+        return cls(Outcome.FAILED, None, reason, answer)

@@ -1,0 +1,1 @@
+"""One definition of a language model, used to train and to generate."""

@@ -1,0 +1,91 @@
+"""ModelConfig: the shape of a model, in the field names of a Hugging Face `config.json`. Loads no torch."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from fathom.core.config import Settings
+
+
+class ModelConfig(Settings):
+    """The shape of one model: attention (latent or grouped-query), feed-forward (experts or dense), heads for prediction.
+
+    Widths are in elements, never bytes. DeepSeek-V2 §2.1 (MLA), DeepSeek-V3 §2.1–2.2 (experts, multi-token prediction).
+    """
+
+    vocab_size: int = Field(512, ge=2, description="rows of the embedding and of the head")
+    hidden_size: int = Field(128, ge=1, description="width of the residual stream")
+    num_hidden_layers: int = Field(3, ge=1, description="blocks, those for multi-token prediction not counted")
+    num_attention_heads: int = Field(4, ge=1, description="query heads")
+    attention: Literal["mla", "gqa"] = Field("mla", description="latent attention, or grouped-query attention")
+
+    # latent attention
+    q_lora_rank: int | None = Field(None, ge=1, description="width of the query latent; null projects directly")
+    kv_lora_rank: int = Field(64, ge=1, description="width of the key/value latent that the cache keeps")
+    qk_nope_head_dim: int = Field(32, ge=1, description="per head, query/key width without position")
+    qk_rope_head_dim: int = Field(16, ge=2, description="per head, rotary query/key width")
+    v_head_dim: int = Field(32, ge=1, description="per head, value width")
+    # grouped-query attention
+    num_key_value_heads: int = Field(4, ge=1, description="key/value heads of grouped-query attention")
+    head_dim: int = Field(32, ge=2, description="per head, width in grouped-query attention")
+
+    intermediate_size: int = Field(256, ge=1, description="width of a dense feed-forward")
+    n_routed_experts: int = Field(0, ge=0, description="routed experts per layer; 0 makes every layer dense")
+    n_shared_experts: int = Field(0, ge=0, description="experts that see every token, fused into one")
+    num_experts_per_tok: int = Field(2, ge=1, description="routed experts chosen for each token")
+    moe_intermediate_size: int = Field(64, ge=1, description="width of one expert")
+    first_k_dense_replace: int = Field(1, ge=0, description="leading layers that stay dense")
+    routed_scaling_factor: float = Field(1.0, gt=0, description="factor on the routed experts' weights")
+
+    num_nextn_predict_layers: int = Field(0, ge=0, le=1, description="modules that predict one token further")
+    rope_theta: float = Field(10000.0, gt=0, description="base of the rotary frequencies")
+    rope_interleave: bool = Field(True, description="rotate neighbours (DeepSeek) or halves (Llama)")
+    rms_norm_eps: float = Field(1e-6, gt=0, description="added to the mean square before the root")
+    max_position_embeddings: int = Field(1024, ge=1, description="longest sequence, in tokens")
+    tie_word_embeddings: bool = Field(False, description="the head shares the embedding's weights")
+    initializer_range: float = Field(0.02, gt=0, description="standard deviation of the initial weights")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ModelConfig:
+        def refuse(name: str, value: Any, limit: str, remedy: str) -> None:
+            raise ValueError(f"{name}={value}: {limit}; {remedy}")
+
+        if self.attention == "gqa":
+            if self.num_attention_heads % self.num_key_value_heads:
+                refuse("num_key_value_heads", self.num_key_value_heads,
+                       f"must divide num_attention_heads={self.num_attention_heads}", "choose a divisor")
+            if self.head_dim % 2:
+                refuse("head_dim", self.head_dim, "rotary channels come in pairs", "choose an even width")
+        elif self.qk_rope_head_dim % 2:
+            refuse("qk_rope_head_dim", self.qk_rope_head_dim, "rotary channels come in pairs", "choose an even width")
+        if self.n_routed_experts and self.num_experts_per_tok > self.n_routed_experts:
+            refuse("num_experts_per_tok", self.num_experts_per_tok,
+                   f"at most n_routed_experts={self.n_routed_experts}", "choose fewer per token or more experts")
+        return self
+
+    def is_moe(self, layer: int) -> bool:
+        """Whether block `layer` routes its tokens to experts; blocks for multi-token prediction follow the last one."""
+        return self.n_routed_experts > 0 and layer >= self.first_k_dense_replace
+
+    @property
+    def qk_head_dim(self) -> int:
+        """Width of one query or key head."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim if self.attention == "mla" else self.head_dim
+
+
+PRESETS: dict[str, ModelConfig] = {
+    # the demo's model: every part of DeepSeek-V3 at the size of a laptop CPU
+    "tiny": ModelConfig(
+        hidden_size=128, num_hidden_layers=3, num_attention_heads=4, kv_lora_rank=64, qk_nope_head_dim=32,
+        qk_rope_head_dim=16, v_head_dim=32, intermediate_size=256, n_routed_experts=8, n_shared_experts=1,
+        num_experts_per_tok=2, moe_intermediate_size=64, num_nextn_predict_layers=1, max_position_embeddings=512,
+    ),
+    # the one model of every bench (DESIGN §7)
+    "bench-10m": ModelConfig(
+        vocab_size=8192, hidden_size=256, num_hidden_layers=6, num_attention_heads=4, kv_lora_rank=128,
+        qk_nope_head_dim=64, qk_rope_head_dim=32, v_head_dim=64, intermediate_size=1024, n_routed_experts=16,
+        n_shared_experts=1, num_experts_per_tok=4, moe_intermediate_size=64, max_position_embeddings=4096,
+    ),
+}

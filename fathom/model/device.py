@@ -1,0 +1,29 @@
+"""Which device and number type a model runs on."""
+
+from __future__ import annotations
+
+import torch
+
+from fathom.core.errors import UsageError
+
+FULL_PRECISION_BELOW = 12_000_000  # parameters: on a CPU, smaller models are faster in FP32 (feasibility.md §0)
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64, "float16": torch.float16}
+
+
+def place(device: str, dtype: str, parameters: int) -> tuple[torch.device, torch.dtype]:
+    """The device and type behind `auto` or a name; what the machine cannot do is refused with the remedy."""
+    if device == "auto":
+        mps = torch.backends.mps.is_available()
+        device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"device={device}: this torch sees no CUDA device; use device=cpu or install a CUDA build")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("device=mps: not available here; use device=cpu")
+    if dtype == "auto":
+        small = parameters < FULL_PRECISION_BELOW and device in ("cpu", "mps")
+        return torch.device(device), torch.float32 if small else torch.bfloat16
+    if dtype not in TYPES:
+        raise UsageError(f"dtype={dtype}: use auto or one of {', '.join(TYPES)}")
+    if dtype == "float16" and device == "cpu":
+        raise UsageError("dtype=float16 on a CPU: hundreds of times slower than float32; use bfloat16 or float32")
+    return torch.device(device), TYPES[dtype]

@@ -1,0 +1,178 @@
+"""Recipes: sequences of systems in one YAML file, each stage in a process and a directory of its own.
+
+    seed: 7
+    stages:
+      base: {run: pretrain, tokenizer: words, data: [{task: "gym:chain_sum", count: 1000}], tokens: 2e6}
+      cold: {run: sft, init: base, data: [worked.jsonl]}
+
+Where a setting is a directory (`init`, `tokenizer`, `model` of evaluate) the name of an earlier stage stands for that
+stage's model; in `data` it stands for the records that the stage kept.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fathom.core import disk
+from fathom.core.config import Settings, build, load_yaml, merge, parse_overrides
+from fathom.core.errors import FathomError, Stopped, UsageError
+from fathom.systems import settings_class
+
+SHIPPED = Path(__file__).parent
+DIRECTORIES = ("init", "tokenizer", "model")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a recipe, its references to earlier stages resolved to paths."""
+
+    name: str
+    system: str
+    values: dict[str, Any]
+    settings: Settings
+    seed: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe as it will run: where it is from, its text, its run directory and its stages in order."""
+
+    source: Path
+    text: str
+    directory: Path
+    seed: int
+    stages: tuple[Stage, ...]
+
+
+def find(name: str) -> Path:
+    """The file of a recipe: a path, or the name of one that ships with Fathom, like tiny/demo."""
+    for path in (Path(name), SHIPPED / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    shipped = sorted(str(p.relative_to(SHIPPED).with_suffix("")) for p in SHIPPED.rglob("*.yaml"))
+    raise UsageError(f"{name}: no such recipe; give a YAML file or one that ships: {', '.join(shipped)}")
+
+
+def load(name: str, overrides: Sequence[str] = (), directory: Path | None = None, seed: int | None = None) -> Recipe:
+    """The recipe called `name` with `stage.setting=value` overrides; every stage's settings are checked here."""
+    source = find(name)
+    raw = load_yaml(source)
+    if unknown := [key for key in raw if key not in ("seed", "stages", "about", "define")]:
+        raise UsageError(f"{source}: {unknown[0]}: no such key; a recipe has seed, stages, about and define")
+    stages = raw.get("stages")
+    if not isinstance(stages, dict) or not stages:
+        raise UsageError(f"{source}: stages: a recipe needs at least one stage, as name: {{run: system, …}}")
+    given = parse_overrides(overrides)
+    number = given.pop("seed", raw.get("seed", 0)) if seed is None else seed
+    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+        raise UsageError(f"{source}: seed={number!r}: must be a whole number from 0")
+    for key in given:
+        if key not in stages:
+            raise UsageError(f"{key}: no such stage in {source}; there are {', '.join(stages)}; "
+                             "write stage.setting=value")
+    where = Path("runs") / source.stem if directory is None else directory
+    made: list[Stage] = []
+    for key, values in stages.items():
+        if not isinstance(values, dict) or not isinstance(values.get("run"), str):
+            raise UsageError(f"{source}: {key}: a stage needs run: system")
+        over = given.get(key, {})
+        if not isinstance(over, dict):
+            raise UsageError(f"{key}={over}: write {key}.setting=value")
+        values = merge(values, over)
+        system, own = values.pop("run"), values.pop("seed", number)
+        cls = settings_class(system)
+        resolved = _resolved(cls, values, {stage.name: where / stage.name for stage in made})
+        made.append(Stage(key, system, resolved, build(cls, resolved, f"{source}: {key}"), own))
+    return Recipe(source, source.read_text(encoding="utf-8"), where, number, tuple(made))
+
+
+def _resolved(cls: type[Settings], values: Mapping[str, Any], known: Mapping[str, Path]) -> dict[str, Any]:
+    """`values` with the names of earlier stages turned into paths."""
+    resolved = dict(values)
+    for name in DIRECTORIES:
+        field = cls.model_fields.get(name)
+        if field is not None and field.annotation is Path and values.get(name) in known:
+            resolved[name] = str(known[values[name]] / "model")
+
+    def source(entry: Any) -> Any:
+        if isinstance(entry, str) and entry in known:
+            return str(known[entry])
+        if isinstance(entry, Mapping) and entry.get("task") in known:
+            return {**entry, "task": str(known[entry["task"]])}
+        return entry
+
+    if isinstance(values.get("data"), list):
+        resolved["data"] = [source(entry) for entry in values["data"]]
+    return resolved
+
+
+def command(recipe: Recipe, stage: Stage, quiet: bool) -> list[str]:
+    """The command line that runs one stage; the settings are read from a file beside the stage."""
+    path = recipe.directory / "stages" / f"{stage.name}.yaml"
+    disk.write_atomic(path, json.dumps(stage.values, indent=2))  # JSON is YAML
+    return [sys.executable, "-m", "fathom", stage.system, str(path), "--dir", str(recipe.directory / stage.name),
+            "--seed", str(stage.seed), *(["--quiet"] if quiet else [])]
+
+
+def run_stage(
+    recipe: Recipe, stage: Stage, quiet: bool, watch: Callable[[subprocess.Popen[bytes]], None] | None = None
+) -> None:
+    """Runs one stage in a child process to its end; `watch` may look at, and kill, the child."""
+    with subprocess.Popen(command(recipe, stage, quiet), stderr=subprocess.PIPE if quiet else None) as child:
+        try:
+            if watch is not None:
+                watch(child)
+            _, errors = child.communicate()
+        except KeyboardInterrupt:
+            child.wait()  # the child got the signal too: it saves and stops
+            raise Stopped(f"stage {stage.name} stopped; the same command continues") from None
+    code = child.returncode
+    if code == 0:
+        return
+    said = errors.decode("utf-8", "replace").strip().rpartition("\n")[2] if errors else ""
+    message = f"stage {stage.name}: {said or f'ended with exit code {code}'}"
+    if code == Stopped.exit_code:
+        raise Stopped(message)
+    error = UsageError if code == UsageError.exit_code else FathomError
+    raise error(f"{message}; the log is in {recipe.directory / stage.name / 'logs'}")
+
+
+def prepare(recipe: Recipe, fresh: bool = False) -> None:
+    """Makes the run directory and writes the recipe into it; `fresh` moves an earlier one aside."""
+    if fresh and recipe.directory.exists():
+        number = 1
+        while (aside := recipe.directory.with_name(f"{recipe.directory.name}.{number}")).exists():
+            number += 1
+        disk.move(recipe.directory, aside)
+    disk.write_atomic(recipe.directory / "recipe.yaml", recipe.text)
+
+
+def run(
+    recipe: Recipe, fresh: bool = False, panel: bool = True,
+    watchers: Mapping[str, Callable[[subprocess.Popen[bytes]], None]] | None = None,
+) -> Path:
+    """Runs every stage in order, finished ones skipped, and writes the report; returns the report's path."""
+    from fathom.report import write_report
+    from fathom.report.panel import follow
+
+    prepare(recipe, fresh)
+    names = [stage.name for stage in recipe.stages]
+    with follow(recipe.directory, names) if panel else nullcontext():
+        for stage in recipe.stages:
+            run_stage(recipe, stage, quiet=panel, watch=(watchers or {}).get(stage.name))
+    return write_report(recipe.directory)
+
+
+def tiny() -> list[str]:
+    """The names of the recipes that run on a CPU in minutes."""
+    return sorted(str(p.relative_to(SHIPPED).with_suffix("")) for p in (SHIPPED / "tiny").glob("*.yaml"))
+
+
+__all__ = ["Recipe", "Stage", "command", "find", "load", "prepare", "run", "run_stage", "tiny"]

@@ -1,0 +1,141 @@
+"""Looking into a run from the terminal: records, completions with their verdicts, rejects with their reasons."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from fathom.core.errors import UsageError
+from fathom.report.read import Row, RunDir, Stage, prompt_text, read_run
+
+STYLES = {"right": "green", "wrong": "red", "unread": "yellow", "failed": "magenta"}
+MARKS = {"right": "✓", "wrong": "✕", "unread": "?", "failed": "!"}
+
+
+def show(
+    run_dir: Path,
+    n: int = 5,
+    rejects: bool = False,
+    outcome: str | None = None,
+    step: int | None = None,
+    width: int = 2000,
+    console: Console | None = None,
+) -> None:
+    """Prints the first `n` items of every stage at `run_dir` that has any; texts are cut after `width` characters.
+
+    Problems with their completions for training and evaluation, kept records for stages that make data; `rejects`
+    prints rejected records instead. `outcome` (right, wrong, unread, failed) keeps problems with such a completion and
+    prints only these; `step` picks a training step. Raises UsageError where nothing is there to show.
+    """
+    if outcome is not None and outcome not in STYLES:
+        raise UsageError(f"outcome={outcome}: no such outcome; use one of {', '.join(STYLES)}")
+    out = console or Console()
+    run = read_run(Path(run_dir))
+    shown = 0
+    for stage in run.stages:
+        items = _rejects(stage) if rejects else _items(stage, outcome, step)
+        for i, item in enumerate(itertools.islice(items, n)):
+            if i == 0:
+                out.print(Text(f"{stage.name}  {_about(stage, rejects)}", style="bold"))
+            for text in item.lines(width):
+                out.print(text, soft_wrap=True, highlight=False)
+            shown += 1
+    if not shown:
+        raise UsageError(f"{run.dir}: {_nothing(run, rejects, outcome, step)}")
+
+
+class _Record:
+    def __init__(self, row: Row) -> None:
+        self.row = row
+
+    def lines(self, width: int) -> Iterator[Text]:
+        row = self.row
+        yield Text(f"── {row.id}", style="dim") + (
+            Text(f"  from {row.source}", style="dim") if row.source else Text("")
+        )
+        if row.reason is not None:
+            yield Text(f"rejected: {row.reason}", style="yellow")
+        for name, value in row.data.items():
+            if value is None:
+                continue
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            if name in ("messages", "prompt") and isinstance(value, list):
+                text = "\n" + "\n".join(
+                    f"  {m.get('role', '')}: {prompt_text([m])}" for m in value if isinstance(m, dict)
+                )
+            yield Text(f"{name}: ", style="cyan") + Text(cut(text, width))
+        yield Text("")
+
+
+class _Problem:
+    def __init__(self, row: dict[str, Any], samples: list[dict[str, Any]]) -> None:
+        self.row, self.samples = row, samples
+
+    def lines(self, width: int) -> Iterator[Text]:
+        row = self.row
+        step = f"step {row['step']}  " if row.get("step") is not None else ""
+        yield Text(f"── {step}{row.get('problem', '')}", style="dim")
+        yield Text(cut(prompt_text(row.get("prompt")), width))
+        yield Text(f"reference answer: {row.get('answer', '')}", style="cyan")
+        for sample in self.samples:
+            outcome = str(sample.get("outcome", ""))
+            numbers = [f"reward {sample['reward']:.3g}" if isinstance(sample.get("reward"), (int, float)) else ""]
+            tokens = sample.get("tokens")
+            numbers += [f"{len(tokens) if isinstance(tokens, list) else tokens} tokens" if tokens is not None else ""]
+            about = ", ".join(part for part in (str(sample.get("reason") or ""), *numbers) if part)
+            yield Text(f"{MARKS.get(outcome, '·')} {outcome}", style=STYLES.get(outcome, "")) + Text(
+                f"  {about}", style="dim"
+            )
+            yield Text("  " + cut(str(sample.get("text", "")), width).replace("\n", "\n  "))
+        yield Text("")
+
+
+def cut(text: str, width: int) -> str:
+    """`text` without its middle where it is longer than `width`, saying how much is left out; control bytes shown."""
+    text = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+    if len(text) <= width:
+        return text
+    head = width * 2 // 3
+    return f"{text[:head]} … {len(text) - width} characters left out … {text[len(text) - (width - head) :]}"
+
+
+def _items(stage: Stage, outcome: str | None, step: int | None) -> Iterable[_Record | _Problem]:
+    if (stage.dir / "samples").is_dir():
+        return _problems(stage.samples(), "group", outcome, step)
+    if stage.scores:
+        return _problems((row.data for row in stage.kept()), "samples", outcome, None)
+    return map(_Record, stage.kept()) if outcome is None and step is None else ()
+
+
+def _problems(rows: Iterable[dict[str, Any]], name: str, outcome: str | None, step: int | None) -> Iterator[_Problem]:
+    for row in rows:
+        listed = row.get(name)
+        samples = [s for s in listed if isinstance(s, dict)] if isinstance(listed, list) else []
+        samples = [s for s in samples if outcome is None or s.get("outcome") == outcome]
+        if samples and (step is None or row.get("step") == step):
+            yield _Problem(row, samples)
+
+
+def _rejects(stage: Stage) -> Iterator[_Record]:
+    return map(_Record, stage.rejected())
+
+
+def _about(stage: Stage, rejects: bool) -> str:
+    ledger = stage.ledger
+    if ledger is None:
+        return stage.system
+    return str(ledger) if rejects else f"{ledger.outputs} records"
+
+
+def _nothing(run: RunDir, rejects: bool, outcome: str | None, step: int | None) -> str:
+    if rejects:
+        return "no rejected records in any stage"
+    if outcome is not None or step is not None:
+        return "no completion fits outcome and step; leave one of them out"
+    return f"no records, samples or evaluated problems in {', '.join(s.name for s in run.stages)}"

@@ -1,0 +1,93 @@
+"""Asking problems in a named order and judging what came back: shared by every system that samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from fathom.core.chat import Completion
+from fathom.core.errors import FathomError
+from fathom.core.journal import Journal
+from fathom.judge.rewards import Answered, load_reward, total
+from fathom.judge.verdict import Outcome, Verdict
+from fathom.tasks.task import Problem, Task
+
+
+class Problems:
+    """Training problems of several tasks in turn, as many as are asked for; `state` and `restore` continue the row.
+
+    A task that runs out begins anew with the next seed: another order or, where the task draws, other problems.
+    """
+
+    def __init__(self, tasks: Sequence[Task], seed: int):
+        self.tasks, self._seed, self.taken = tasks, seed, 0
+        self._rows = [self._row(task) for task in tasks]
+
+    def _row(self, task: Task) -> Iterator[Problem]:
+        epoch = 0
+        while True:
+            empty = True
+            for problem in task.problems("train", seed=self._seed + epoch):
+                empty = False
+                yield problem
+            if empty:
+                raise FathomError(f"{task.name}: 0 training problems; check its options and its rejects")
+            epoch += 1
+
+    def take(self, n: int) -> list[Problem]:
+        """The next `n` problems."""
+        asked = [next(self._rows[(self.taken + i) % len(self._rows)]) for i in range(n)]
+        self.taken += n
+        return asked
+
+    def state(self) -> dict[str, Any]:
+        """How many problems were taken."""
+        return {"taken": self.taken}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on after as many problems as `state` says."""
+        self._rows = [self._row(task) for task in self.tasks]
+        self.taken = 0
+        while self.taken < state["taken"]:
+            self.take(min(1024, state["taken"] - self.taken))
+
+
+def judge_groups(
+    tasks: Sequence[Task], asked: Sequence[Problem], groups: Sequence[Sequence[Completion]], journal: Journal | None
+) -> list[list[Verdict]]:
+    """One verdict per completion. Verdicts in the journal are used again, so a replayed step is judged as it was."""
+    by_name = {task.name: task for task in tasks}
+    flat = [(problem, c.text) for problem, group in zip(asked, groups, strict=True) for c in group]
+    keys = [Journal.key("verdict", problem.id, text) for problem, text in flat]
+    known: dict[str, Verdict] = {}
+    if journal is not None:
+        for key in dict.fromkeys(keys):
+            if (stored := journal.get(key)) is not None:
+                known[key] = Verdict(Outcome(stored[0]), *stored[1:])
+    for name, task in by_name.items():
+        fresh = {key: item for key, item in zip(keys, flat, strict=True) if key not in known and item[0].task == name}
+        verdicts = dict(zip(fresh, task.judge(list(fresh.values())), strict=True)) if fresh else {}
+        known |= verdicts
+        if journal is not None:
+            journal.put_many({k: [v.outcome.value, v.score, v.reason, v.answer] for k, v in verdicts.items()})
+    row = iter(keys)
+    return [[known[key] for key in islice(row, len(group))] for group in groups]
+
+
+def reward_groups(
+    weights: Mapping[str, float],
+    asked: Sequence[Problem],
+    groups: Sequence[Sequence[Completion]],
+    verdicts: Sequence[Sequence[Verdict]],
+) -> tuple[list[list[float | None]], list[list[dict[str, float | None]]]]:
+    """The weighted reward of every completion, None where a part could not be judged, and its parts by name."""
+    answered = [
+        Answered(problem.prompt, c.text, verdict, c.finish)
+        for problem, group, judged in zip(asked, groups, verdicts, strict=True)
+        for c, verdict in zip(group, judged, strict=True)
+    ]
+    parts = {name: load_reward(name)(answered) for name in weights}
+    sums = iter(total(parts, weights))
+    each = iter([{name: values[i] for name, values in parts.items()} for i in range(len(answered))])
+    return ([list(islice(sums, len(group))) for group in groups], [list(islice(each, len(group))) for group in groups])

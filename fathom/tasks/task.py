@@ -1,0 +1,205 @@
+"""Problems, tasks and scores: what is asked, who judges it, and what the judgements add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from fathom.core.chat import Message
+from fathom.core.errors import UsageError
+from fathom.judge.rewards import load_object
+from fathom.judge.verdict import Outcome, Verdict
+from fathom.tasks.statistics import (
+    Difference,
+    bootstrap_mean,
+    maj_at_k,
+    paired_bootstrap,
+    pass_at_k,
+    wilson,
+)
+
+__all__ = [
+    "Difference",
+    "Problem",
+    "Score",
+    "Task",
+    "bootstrap_mean",
+    "load_task",
+    "maj_at_k",
+    "paired_bootstrap",
+    "pass_at_k",
+    "wilson",
+]
+
+Split = Literal["train", "test"]
+_FILES = (".jsonl", ".jsonl.gz", ".parquet")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question with its answer. `id` comes from the content; `solution` is a full completion to learn from.
+
+    `meta` is JSON-able and holds what the task needs to judge, so that a resumed run can.
+    """
+
+    id: str
+    prompt: tuple[Message, ...]
+    answer: str
+    task: str
+    solution: str | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The problem as a JSON value; `from_json` restores an equal one."""
+        prompt = [message.to_json() for message in self.prompt]
+        return {
+            "id": self.id,
+            "prompt": prompt,
+            "answer": self.answer,
+            "task": self.task,
+            "solution": self.solution,
+            "meta": self.meta,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Problem:
+        """Reads what `to_json` wrote."""
+        prompt = tuple(Message.from_json(message) for message in value["prompt"])
+        return cls(value["id"], prompt, value["answer"], value["task"], value.get("solution"), dict(value["meta"]))
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A source of problems that can judge answers to them."""
+
+    name: str
+
+    def problems(self, split: Split, limit: int | None = None, seed: int = 0) -> Iterator[Problem]:
+        """At most `limit` different problems; depends on the arguments alone, in the same order every time."""
+        ...
+
+    def judge(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+        """One verdict per (problem, completion text), in order."""
+        ...
+
+
+def load_task(spec: str | Mapping[str, Any]) -> Task:
+    """The task that a recipe names.
+
+    "gym:NAME" is a reasoning-gym task; a path that ends in .jsonl, .jsonl.gz or .parquet is a problem file;
+    "my_package.module:thing" is anybody's own, either a Task or something that returns one when called with the
+    options. A mapping {"task": name, **options} passes options; for files {"data": path, ...} may stand without "task".
+    """
+    options = {"task": spec} if isinstance(spec, str) else dict(spec)
+    name = options.pop("task", None)
+    if name is None and "data" in options:
+        name = options.pop("data")
+    if not isinstance(name, str) or not name.strip():
+        raise UsageError(
+            f"task={name!r}: name a task: gym:chain_sum, path/to/problems.jsonl or my_package.module:thing"
+        )
+    if name.startswith("gym:"):
+        from fathom.tasks.gym import GymTask
+
+        return GymTask(name.removeprefix("gym:"), **options)
+    if name.endswith(_FILES):
+        from fathom.tasks.maths import FileTask
+
+        return FileTask(name, **options)
+    if ":" not in name:
+        kind = "a folder" if Path(name).is_dir() else "no such task"
+        raise UsageError(
+            f"{name}: {kind}; a task is gym:NAME, a file that ends in {', '.join(_FILES)}, or my_package.module:thing"
+        )
+    thing = load_object(name, "task")
+    if isinstance(thing, type) or not isinstance(thing, Task):
+        if not callable(thing):
+            raise UsageError(f"{name}: neither a Task nor something that makes one; it is a {type(thing).__name__}")
+        thing = thing(**options)
+    elif options:
+        raise UsageError(f"{name}: is a Task already and takes no options; got {', '.join(options)}")
+    if not isinstance(thing, Task):
+        raise UsageError(
+            f"{name}: a task has name, problems(split, limit, seed) and judge(items); {thing!r:.80} has not"
+        )
+    return thing
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model reached on one task. Every sample that was asked counts in `accuracy`, judged or not.
+
+    `range` runs from all failed samples being wrong to all being right; `low` and `high` bound `accuracy` at 95 %
+    (Wilson for one sample per problem, else a bootstrap over problems, since samples of one problem go together).
+    """
+
+    problems: int
+    samples: int
+    right: int
+    wrong: int
+    unread: int
+    failed: int
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, verdicts: Sequence[Sequence[Verdict]]) -> Score:
+        """The score over one inner sequence of verdicts per problem; problems weigh equally only with equal samples."""
+        groups = [list(group) for group in verdicts]
+        if not groups or not all(groups):
+            raise UsageError(f"score over {len(groups)} problems: needs at least one problem and one sample for each")
+        counts = dict.fromkeys(Outcome, 0)
+        for group in groups:
+            for verdict in group:
+                counts[verdict.outcome] += 1
+        samples, right = sum(counts.values()), counts[Outcome.RIGHT]
+        if samples == len(groups):
+            low, high = wilson(right, samples)
+        else:
+            low, high = bootstrap_mean([_share_right(group) for group in groups])
+        return cls(
+            len(groups),
+            samples,
+            right,
+            counts[Outcome.WRONG],
+            counts[Outcome.UNREAD],
+            counts[Outcome.FAILED],
+            low,
+            high,
+        )
+
+    @property
+    def accuracy(self) -> float:
+        """Right over all asked."""
+        return self.right / self.samples
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """[right / all, (right + failed) / all]."""
+        return self.accuracy, (self.right + self.failed) / self.samples
+
+    @property
+    def unread_share(self) -> float:
+        """Samples without an answer that could be read, over all asked."""
+        return self.unread / self.samples
+
+    @property
+    def failed_share(self) -> float:
+        """Samples that our judge could not judge, over all asked; above 1 % the score is not to be trusted."""
+        return self.failed / self.samples
+
+    def __str__(self) -> str:
+        low, high = self.range
+        percents = f"{100 * low:.1f}–{100 * high:.1f} %" if self.failed else f"{100 * low:.1f} %"
+        missing = f", {self.failed} not judged" if self.failed else ""
+        unread = f", {self.unread} unread" if self.unread else ""
+        return (
+            f"{self.right}/{self.samples} right{unread}{missing} ({percents}; "
+            f"95 % interval {100 * self.low:.1f}–{100 * self.high:.1f} %)"
+        )
+
+
+def _share_right(group: Sequence[Verdict]) -> float:
+    return sum(verdict.outcome is Outcome.RIGHT for verdict in group) / len(group)

@@ -1,0 +1,147 @@
+"""Batches: examples of one optimiser step packed into rows without padding, every term with its final coefficient.
+
+`pack` sees the whole step, so losses are plain sums: accumulation over micro-batches only adds (DESIGN §2).
+"""
+
+# T tokens, S sequences
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fathom.core.errors import FathomError
+from fathom.model.layout import Layout
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sequence to learn from.
+
+    `tokens` [n] and `trained` [n] (is the model to produce this token?); for reinforcement learning one `advantage`,
+    and `sampled_logp` / `reference_logp` [n] natural log-probabilities, read where trained. Neighbours with the same
+    `group` share their first `shared` tokens, which then go through the model once.
+    """
+
+    tokens: np.ndarray
+    trained: np.ndarray
+    advantage: float | None = None
+    sampled_logp: np.ndarray | None = None
+    reference_logp: np.ndarray | None = None
+    group: str | None = None
+    shared: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """T input tokens and, for each, the token that follows it and the coefficient of its term in the loss."""
+
+    tokens: Tensor  # [T] int64
+    targets: Tensor  # [T] int64
+    weight: Tensor  # [T] coefficient; 0 where nothing is trained
+    layout: Layout
+    sequence_weight: Tensor  # [S] coefficient of a sequence's own term: 1 / sequences in the step
+    advantage: Tensor | None = None  # [T]
+    sampled_logp: Tensor | None = None  # [T]
+    reference_logp: Tensor | None = None  # [T]
+
+
+WeightRule = Callable[[Sequence[int]], list[float]]  # trained tokens per sequence of the step → coefficient of each token
+
+
+def token_mean(counts: Sequence[int]) -> list[float]:
+    """Every trained token of the step weighs the same: 1/Σn."""
+    total = sum(counts)
+    return [1.0 / total] * len(counts)
+
+
+def sequence_mean(counts: Sequence[int]) -> list[float]:
+    """Mean over a sequence's tokens, then over sequences: 1/(B·n_i) (DeepSeekMath eq. 3)."""
+    return [1.0 / (len(counts) * n) if n else 0.0 for n in counts]
+
+
+WEIGHT_RULES: dict[str, WeightRule] = {"token_mean": token_mean, "sequence_mean": sequence_mean}
+
+
+def pack(
+    examples: Sequence[Example], weigh: WeightRule, tokens_per_batch: int, device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> list[Batch]:
+    """The micro-batches of one optimiser step, in order, each of at most `tokens_per_batch` tokens (or one example)."""
+    counts = [int(e.trained[1:].sum()) for e in examples]
+    if not sum(counts):
+        raise FathomError(f"{len(examples)} examples, 0 trained tokens: a step needs at least one; check the loss mask")
+    weights = weigh(counts)
+    batches: list[Batch] = []
+    first = 0
+    while first < len(examples):
+        last, size = first, 0
+        while last < len(examples):
+            known = last > first and _continues(examples[last - 1], examples[last])
+            more = len(examples[last].tokens) - 1 - (examples[last].shared - 1 if known else 0)
+            if last > first and size + more > tokens_per_batch:
+                break
+            size += more
+            last += 1
+        batches.append(_lay(examples[first:last], weights[first:last], 1.0 / len(examples), device, dtype))
+        first = last
+    return batches
+
+
+def _continues(before: Example, example: Example) -> bool:
+    """Whether `example` shares a prompt with its predecessor that is worth a segment of its own."""
+    return example.group is not None and example.shared > 1 and before.group == example.group
+
+
+def _lay(
+    examples: Sequence[Example], weights: Sequence[float], per_sequence: float, device: torch.device | str,
+    dtype: torch.dtype,
+) -> Batch:
+    """Lays examples in one row. A shared prompt is one segment, save its last token, whose successors differ: that one
+    begins each completion's own segment."""
+    tokens, targets, weight, advantage, sampled, reference = ([] for _ in range(6))
+    lengths: list[int] = []
+    prefix: list[int | None] = []
+    sequence_weight: list[float] = []
+    segment: int | None = None
+
+    def add(example: Example, start: int, stop: int, coefficient: float, parent: int | None, share: float) -> None:
+        """Inputs start … stop−1, each with its successor as target."""
+        tokens.append(example.tokens[start:stop])
+        targets.append(example.tokens[start + 1: stop + 1])
+        mask = example.trained[start + 1: stop + 1]
+        weight.append(mask * coefficient)
+        advantage.append(mask * (example.advantage or 0.0))
+        for kept, given in ((sampled, example.sampled_logp), (reference, example.reference_logp)):
+            kept.append(np.zeros(stop - start) if given is None else given[start + 1: stop + 1])
+        lengths.append(stop - start)
+        prefix.append(parent)
+        sequence_weight.append(share)
+
+    for i, (example, coefficient) in enumerate(zip(examples, weights, strict=True)):
+        begin, end = 0, len(example.tokens) - 1
+        if i == 0 or not _continues(examples[i - 1], example):
+            segment = None
+            if i + 1 < len(examples) and _continues(example, examples[i + 1]):
+                segment = len(lengths)
+                add(example, 0, example.shared - 1, 0.0, None, 0.0)
+        if segment is not None:
+            begin = example.shared - 1
+        add(example, begin, end, coefficient, segment, per_sequence)
+
+    def row(parts: list[np.ndarray], kind: torch.dtype) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts)).to(device=device, dtype=kind)
+
+    first = examples[0]
+    return Batch(
+        row(tokens, torch.long), row(targets, torch.long), row(weight, dtype),
+        Layout.packed(lengths, device, prefix if any(p is not None for p in prefix) else None),
+        torch.tensor(sequence_weight, dtype=dtype, device=device),
+        None if first.advantage is None else row(advantage, dtype),
+        None if first.sampled_logp is None else row(sampled, dtype),
+        None if first.reference_logp is None else row(reference, dtype),
+    )

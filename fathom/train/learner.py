@@ -1,0 +1,169 @@
+"""Learner: the only training class. It owns the update, the checkpoints and the stop; systems own their loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fathom.core import disk
+from fathom.core.errors import FathomError, Stopped
+from fathom.core.run import Run
+from fathom.model.transformer import Transformer
+from fathom.train import checkpoint
+from fathom.train.batch import Batch, Example
+from fathom.train.objective import Loss
+from fathom.train.optim import Optimiser, balance_experts
+from fathom.train.schedule import AdamW, Checkpoints
+
+
+class Stateful(Protocol):
+    """Something whose position belongs in the checkpoint, as JSON."""
+
+    def state(self) -> dict[str, Any]: ...
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+
+class Learner:
+    """Trains one model: `for step in learner.steps(n)`, `learner.backward(loss)` per micro-batch, `learner.step()`.
+
+    On entering `steps` it restores the newest checkpoint of the run, if there is one, and cuts the metrics back to it;
+    after a step it saves where due and where a stop was asked for. `tracked` are things that the checkpoint holds too.
+    """
+
+    def __init__(
+        self, model: Transformer, optim: AdamW, run: Run, checkpoints: Checkpoints | None = None,
+        **tracked: Stateful,
+    ):
+        self.model, self.settings, self.run = model, optim, run
+        self.checkpoints, self.tracked = checkpoints or Checkpoints(), tracked
+        self.optimiser = Optimiser(model, optim)
+        self.done = 0  # finished steps
+        self.total = 0  # steps of the whole run, for the schedule
+        self.tokens = 0  # input tokens learnt from, ever
+        self.best: dict[str, float] | None = None  # held-out loss and its step
+        self.parts: dict[str, Tensor] = {}
+        self.counts: dict[int, Tensor] = {}
+
+    @property
+    def folder(self) -> Path:
+        """Where the checkpoints lie."""
+        return self.run.dir / "checkpoints"
+
+    def steps(self, until: int) -> Iterator[int]:
+        """Step numbers from the first unfinished one to `until`; raises Stopped, state saved, when a stop was asked for."""
+        self.total = until
+        self.resume()
+        saved = self.done
+        while self.done < until:
+            step = self.done + 1
+            started = time.monotonic()
+            self.parts, self.counts = {}, {}
+            yield step
+            self.done = step
+            self.run.timing(step, seconds=time.monotonic() - started)
+            reason = self.run.stop_requested
+            if step % self.checkpoints.every == 0 or step == until or reason or self._is_best(step):
+                self.save()
+                saved = step
+            if reason and step < until:
+                raise Stopped(f"stopped after step {saved} of {until} ({reason}); the same command continues")
+
+    def backward(self, loss: Loss, batch: Batch | None = None) -> None:
+        """Adds a micro-batch's gradient; a loss that is not finite stops the run before any update, the batch is kept."""
+        if not torch.isfinite(loss.total):
+            raise FathomError(self._keep(batch, f"loss={float(loss.total)}"))
+        loss.total.backward()
+        for name, value in loss.parts.items():
+            self.parts[name] = self.parts.get(name, torch.zeros((), dtype=torch.float64)) + value.double().cpu()
+        for layer, count in loss.routing.counts.items():
+            self.counts[layer] = self.counts[layer] + count if layer in self.counts else count
+
+    def step(self) -> dict[str, float]:
+        """Updates weights and selection biases; the step's loss terms, gradient norm and learning rate."""
+        norm = self.optimiser.gradient_norm()
+        if not norm < float("inf"):
+            raise FathomError(self._keep(None, f"gradient norm={norm}"))
+        lr = self.settings.at(self.done + 1, self.total)
+        self.optimiser.step(lr, norm)
+        if self.settings.bias_speed:
+            balance_experts(self.model, self.counts, self.settings.bias_speed)
+        return {**{name: float(v) for name, v in self.parts.items()}, "grad_norm": norm, "lr": lr}
+
+    def count_tokens(self, examples: Sequence[Example]) -> int:
+        """Adds this step's input tokens; the tokens learnt from so far."""
+        self.tokens += sum(len(example.tokens) - 1 for example in examples)
+        return self.tokens
+
+    def expert_load(self) -> list[list[int]]:
+        """Tokens that each expert got in this step, by routing layer."""
+        return [self.counts[layer].tolist() for layer in sorted(self.counts)]
+
+    def held_out(self, loss: float) -> None:
+        """Notes a held-out loss measured after the running step, for keeping the best checkpoint."""
+        if self.best is None or loss < self.best["loss"]:
+            self.best = {"loss": loss, "step": self.done + 1}
+
+    def _is_best(self, step: int) -> bool:
+        return self.checkpoints.best and self.best is not None and self.best["step"] == step
+
+    def save(self) -> Path:
+        """Writes the checkpoint of the last finished step and removes what the rule does not keep."""
+        state = {
+            "mark": self.run.mark(), "best": self.best, "tokens": self.tokens, "threads": torch.get_num_threads(),
+            "tracked": {name: thing.state() for name, thing in self.tracked.items()},
+        }
+        folder = self.folder / f"{self.done:06d}"
+        if not disk.is_complete(folder):
+            checkpoint.save(self.folder, self.done, self.model.state_dict(), self.optimiser.state(), state)
+        best = int(self.best["step"]) if self.best and self.checkpoints.best else None
+        checkpoint.prune(self.folder, self.checkpoints.keep, best)
+        return folder
+
+    def resume(self) -> None:
+        """Restores the newest complete checkpoint; without one the metrics begin anew."""
+        disk.sweep(self.folder)
+        known = checkpoint.steps(self.folder)
+        if not known:
+            self.run.rewind(None)
+            return
+        folder = self.folder / f"{known[-1]:06d}"
+        weights, optimiser, state = checkpoint.load(folder)
+        if state["threads"] != torch.get_num_threads():
+            self.run.log.warning(
+                "the checkpoint was made with %d threads, now %d: the continuation may differ in the last bits",
+                state["threads"], torch.get_num_threads(),
+            )
+        self.model.load_state_dict(weights)
+        self.optimiser.restore(optimiser)
+        for name, thing in self.tracked.items():
+            thing.restore(state["tracked"][name])
+        self.best, self.done, self.tokens = state["best"], state["step"], state["tokens"]
+        self.run.rewind(state["mark"])
+        self.run.log.info("continuing after step %d", self.done)
+
+    def _keep(self, batch: Batch | None, what: str) -> str:
+        kept = ""
+        if batch is not None:
+            path = self.run.dir / f"nonfinite-{self.done + 1:06d}.safetensors"
+            save_file({"tokens": batch.tokens, "targets": batch.targets, "weight": batch.weight}, path)
+            kept = f" The batch is kept in {path}."
+        return (f"step {self.done + 1}: {what} is not finite; nothing was updated.{kept} Lower optim.lr or optim.clip, "
+                "then continue from the last checkpoint")
+
+
+@torch.no_grad()
+def mean_loss(model: Transformer, batches: Sequence[Batch]) -> float:
+    """Cross-entropy per trained token over batches that were packed as one step with `token_mean`, in nats."""
+    from fathom.train.objective import next_token
+
+    was_training = model.training
+    model.eval()
+    total = sum(float(next_token(model, batch).parts["loss_next"].double()) for batch in batches)
+    model.train(was_training)
+    return total

@@ -1,0 +1,95 @@
+"""Objectives: plain weighted sums over a batch, differentiable; the batch carries every coefficient."""
+
+# T tokens, n trained tokens
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from fathom.model.transformer import Routing, Transformer, log_probabilities
+from fathom.train.batch import Batch
+
+
+@dataclass(frozen=True)
+class Loss:
+    """`total` is what to differentiate; `parts` are its detached terms, which add over micro-batches as it does."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    routing: Routing = field(default_factory=Routing)
+
+
+def next_token(model: Transformer, batch: Batch, mtp: float = 0.0, balance: float = 0.0) -> Loss:
+    """Cross-entropy of the next token, + `mtp` × that of the token after it, + `balance` × Σ f·P per sequence.
+
+    DeepSeek-V3 §2.2 (eq. 24–25: the second term is divided by the same token count as the first) and §2.1.2 (eq. 17–20).
+    """
+    routing = Routing()
+    hidden = model(batch.tokens, batch.layout, routing)
+    loss_next = _cross_entropy(model, hidden, batch.targets, batch.weight)
+    total, parts = loss_next, {"loss_next": loss_next.detach()}
+    if mtp and len(model.mtp):
+        # the token after next is the next position's target; it does not exist where a sequence ends
+        inside = batch.layout.sequence_T[1:] == batch.layout.sequence_T[:-1]
+        weight = torch.cat((batch.weight[1:] * inside, batch.weight.new_zeros(1)))
+        further = model.predict_next(hidden, batch.targets, batch.layout, routing)
+        loss_mtp = _cross_entropy(model, further, batch.targets.roll(-1), weight)
+        total = total + mtp * loss_mtp
+        parts["loss_mtp"] = loss_mtp.detach()
+    if balance and routing.balance is not None:
+        loss_balance = (routing.balance * batch.sequence_weight).sum()
+        total = total + balance * loss_balance
+        parts["loss_balance"] = loss_balance.detach()
+    return Loss(total, {"loss": total.detach(), **parts}, routing)
+
+
+def grpo(
+    policy: Transformer, batch: Batch, clip: tuple[float, float] = (0.2, 0.2), kl: float = 0.0, temperature: float = 1.0
+) -> Loss:
+    """−Σ w·[min(ρA, clip(ρ, 1−low, 1+high)·A) − kl·k3], DeepSeekMath eq. 3 and 4.
+
+    ρ is the policy's probability over the sampler's, both at the sampling `temperature`; k3 = e^x − x − 1 with
+    x = log π_ref − log π_θ. The KL term stands in the loss, never in the reward.
+    """
+    if batch.advantage is None or batch.sampled_logp is None:
+        raise ValueError("grpo: the batch has no advantages or sampled log-probabilities")
+    routing = Routing()
+    hidden = policy(batch.tokens, batch.layout, routing)
+    rows = batch.weight.nonzero()[:, 0]
+    logp, w = log_probabilities(policy, hidden[rows], batch.targets[rows], temperature), batch.weight[rows]
+    advantage, log_ratio = batch.advantage[rows], logp - batch.sampled_logp[rows]
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - clip[0], 1 + clip[1])
+    gain = torch.minimum(ratio * advantage, clipped * advantage)
+    loss = -(w * gain).sum()
+    parts = {
+        "clip_share": (w * (clipped * advantage < ratio * advantage)).sum().detach(),
+        "mismatch": (w * log_ratio.abs()).sum().detach(),
+    }
+    if kl:
+        if batch.reference_logp is None:
+            raise ValueError("grpo: kl > 0 needs the reference's log-probabilities in the batch")
+        x = batch.reference_logp[rows] - logp
+        k3 = (w * (x.exp() - x - 1)).sum()
+        loss = loss + kl * k3
+        parts["kl"] = k3.detach()
+    return Loss(loss, {"loss": loss.detach(), **parts}, routing)
+
+
+@torch.no_grad()
+def with_reference(reference: Transformer, batch: Batch, temperature: float = 1.0) -> Batch:
+    """The batch with the reference's log-probabilities of its trained tokens."""
+    rows = batch.weight.nonzero()[:, 0]
+    hidden = reference(batch.tokens, batch.layout)
+    logp = batch.weight.new_zeros(batch.weight.shape)
+    logp[rows] = log_probabilities(reference, hidden[rows], batch.targets[rows], temperature).to(logp.dtype)
+    return replace(batch, reference_logp=logp)
+
+
+def _cross_entropy(model: Transformer, hidden: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
+    """Σ w · −log p(target); the head sees only rows that count."""
+    rows = weight.nonzero()[:, 0]
+    return -(weight[rows] * log_probabilities(model, hidden[rows], targets[rows])).sum()

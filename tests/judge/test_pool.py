@@ -1,0 +1,89 @@
+"""The pool outlives everything that its function does."""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fathom.core.errors import FathomError, UsageError
+from fathom.judge.pool import Broken, Pool
+
+
+@pytest.fixture
+def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    with Pool("made_targets:obey", timeout_s=1.0, memory_mb=256) as pool:
+        yield pool
+
+
+def test_order_and_values_over_several_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    with Pool("made_targets:obey", workers=2) as pool:
+        items = [f"item {i} {'x' * (i * 97 % 5000)}" for i in range(300)]
+        assert pool.map(items) == items
+        assert len(pool.pids()) == 2
+        assert pool.map(["sleep 0.2"] * 4) == ["sleep 0.2"] * 4  # both are up now
+        before = time.monotonic()
+        pool.map(["sleep 0.3"] * 4)
+        assert time.monotonic() - before < 1.0  # 1.2 s one after the other
+        assert pool.map([]) == []
+
+
+def test_each_disaster_costs_one_item(pool: Pool) -> None:
+    items = ["a", "hang", "b", "die", "c", "exit", "d", "raise", "e", "eat", "f", "print", "g", "torch"]
+    assert pool.map(items) == [
+        "a",
+        Broken("judging passed 1 s"),
+        "b",
+        Broken("worker died: signal 9"),
+        "c",
+        Broken("worker died: exit 3"),
+        "d",
+        Broken("judge raised KeyError"),
+        "e",
+        Broken("out of memory"),
+        "f",
+        "print",
+        "g",
+        False,
+    ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS does not enforce RLIMIT_AS")
+def test_a_swallowed_memory_error_is_not_believed(pool: Pool) -> None:
+    assert pool.map(["swallow", "after"]) == [Broken("out of memory"), "after"]
+
+
+def test_a_worker_killed_from_outside_is_replaced(pool: Pool) -> None:
+    pool.map(["a"])
+    (first,) = pool.pids()
+    threading.Timer(0.3, os.kill, (first, 9)).start()
+    assert pool.map(["sleep 0.6", "b"]) == [Broken("worker died: signal 9"), "b"]
+    assert pool.pids() != [first]
+    os.kill(pool.pids()[0], 9)  # between two calls: nobody's item is lost for long
+    time.sleep(0.1)
+    assert pool.map(["c", "d"])[1] == "d"
+
+
+def test_close_leaves_no_process(pool: Pool) -> None:
+    pool.map(["a"])
+    (worker,) = pool.pids()
+    pool.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
+
+
+def test_a_target_that_cannot_be_imported_is_an_error_with_its_reason() -> None:
+    with Pool("no_such_module:f") as pool, pytest.raises(FathomError, match="No module named 'no_such_module'"):
+        pool.map(["a"])
+
+
+def test_impossible_settings() -> None:
+    with pytest.raises(UsageError, match="workers=0"):
+        Pool("m:f", workers=0)
+    with pytest.raises(UsageError, match="timeout_s=0"):
+        Pool("m:f", timeout_s=0)
