@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from fathom import __version__
-from fathom.core.config import build, describe, load_yaml, merge, parse_overrides
 from fathom.core.errors import FathomError, UsageError
 from fathom.systems import SYSTEMS, settings_class
 
+# Nothing here imports pydantic or a settings class before a command needs it: `fathom --help` is to answer at once.
 app = typer.Typer(
-    name="fathom", add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    name="fathom", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
     help="Turns raw pages, code and papers into a reasoning model that can be checked.\n\n"
     "Start with `fathom demo`. `fathom run RECIPE` runs a sequence of systems; each system also runs alone.",
 )
@@ -28,9 +29,11 @@ EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
-    if version:
-        typer.echo(__version__)
+def _top(
+    ctx: typer.Context, version: Annotated[bool, typer.Option("--version", help="print the version")] = False
+) -> None:
+    if version or ctx.invoked_subcommand is None:
+        typer.echo(__version__ if version else ctx.get_help())
         raise typer.Exit
 
 
@@ -109,9 +112,23 @@ def doctor() -> None:
         typer.echo(line)
 
 
+class _SystemCommand(TyperCommand):
+    """The command of a system, whose settings class is loaded and explained when its own --help is asked for."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from fathom.core.config import describe
+
+        cls = settings_class(str(self.name))
+        rows = [(f"{key}={default}" if default else key, text) for key, _, default, text in describe(cls)]
+        width = min(34, max(len(left) for left, _ in rows))
+        table = "\n".join(f"{left:<{width}}  {text}" for left, text in rows)
+        doc = "\n\n".join(" ".join(part.split()) for part in (cls.__doc__ or "").split("\n\n"))
+        self.help = f"{doc}\n\n\b\nSettings, as key=value or in a YAML file:\n{table}"
+        super().format_help(ctx, formatter)
+
+
 def _system(name: str) -> None:
-    """Adds the command of one system; its settings are explained by its own --help."""
-    cls = settings_class(name)
+    """Adds the command of one system."""
 
     def command(
         ctx: typer.Context,
@@ -119,6 +136,7 @@ def _system(name: str) -> None:
         dir: Annotated[Path, typer.Option(help="the run directory")] = Path("runs") / name,
         seed: Seed = 0, fresh: Fresh = False, dry_run: Dry = False, time_limit: Limit = None, quiet: Quiet = False,
     ) -> None:
+        from fathom.core.config import build, load_yaml, merge, parse_overrides
         from fathom.systems import start
 
         file = settings if settings and "=" not in settings and not settings.startswith("-") else None
@@ -126,16 +144,11 @@ def _system(name: str) -> None:
         values = merge(load_yaml(file) if file else {}, parse_overrides(words))
         where = file or "command line"
         if dry_run:
-            _print_plan(build(cls, values, where))
+            _print_plan(build(settings_class(name), values, where))
             return
         start(name, values, dir, seed, where, fresh=fresh, time_limit=time_limit, console=not quiet)
 
-    rows = [(f"{key}={default}" if default else key, text) for key, _, default, text in describe(cls)]
-    width = min(34, max(len(left) for left, _ in rows))
-    table = "\n".join(f"{left:<{width}}  {text}" for left, text in rows)
-    doc = (cls.__doc__ or "").strip()
-    command.__doc__ = f"{doc}\n\n\b\nSettings, as key=value or in a YAML file:\n{table}"
-    app.command(name, context_settings=EXTRA, short_help=doc.split("\n\n")[0].replace("\n", " "))(command)
+    app.command(name, cls=_SystemCommand, context_settings=EXTRA, short_help=SYSTEMS[name].about)(command)
 
 
 def _print_plan(settings: Any) -> None:
@@ -144,23 +157,24 @@ def _print_plan(settings: Any) -> None:
         typer.echo(f"  {key}: {value:,}" if isinstance(value, int) else f"  {key}: {value}")
 
 
+# What typer raises for a word that it does not know: the UsageError of click, or of the copy of click that it carries.
+_Refused: Any = typer.BadParameter.__mro__[1]
+
 for _name in SYSTEMS:
     _system(_name)
 
 
 def main() -> None:
-    """Runs the command line; an error meant for the user is one line on stderr and its own exit code."""
+    """Runs the command line; an error meant for the user goes to stderr, without traceback, with its own exit code."""
     try:
-        app(standalone_mode=False)
+        app(standalone_mode=False, prog_name="fathom")
     except FathomError as error:
         typer.echo(f"fathom: {error}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception as error:
-        import click
-
-        if isinstance(error, click.ClickException):
-            error.show()
-            sys.exit(UsageError.exit_code)
-        raise
+    except _Refused as error:
+        command = error.ctx.command_path if error.ctx else "fathom"
+        said = error.format_message()
+        typer.echo(f"fathom: {said}{'' if said[-1:] in '.?' else '.'} See `{command} --help`", err=True)
+        sys.exit(UsageError.exit_code)

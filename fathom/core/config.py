@@ -28,7 +28,10 @@ class Settings(BaseModel):
     explains the difference. Both hold at whatever depth the class appears. Infinite and NaN numbers are refused.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(),
+        defer_build=True,  # pydantic makes a class's validator when it is first used: listing settings makes none
+    )
 
     aliases: ClassVar[Mapping[str, str]] = {}
     elsewhere: ClassVar[Mapping[str, str]] = {}
@@ -167,7 +170,7 @@ def read_text(path: str | os.PathLike[str], limit: int) -> str:
         with open(path, "rb") as file:
             data = file.read(limit + 1)
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such file{_neighbour(Path(path))}") from None
+        raise UsageError(f"{path}: no such file{neighbour(Path(path))}") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(f"{path}: cannot be read ({reason}); check the path and its permissions") from error
@@ -184,7 +187,7 @@ def read_text(path: str | os.PathLike[str], limit: int) -> str:
     return text.removeprefix("\ufeff")
 
 
-def _neighbour(path: Path) -> str:
+def neighbour(path: Path) -> str:
     """A hint at a file of similar name in the same directory, or the remedy without one."""
     from difflib import get_close_matches
 

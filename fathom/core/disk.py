@@ -84,6 +84,16 @@ def move(old: PathLike, new: PathLike) -> None:
         _fsync_directory(Path(new).parent)
 
 
+def remove(directory: PathLike) -> None:
+    """`directory` is gone, durably; killed on the way, it is whole or gone too, and `sweep` takes what is left."""
+    target = Path(os.path.abspath(directory))
+    with _explained(directory):
+        temporary = target.with_name(_temporary_name(target.name))
+        os.rename(target, temporary)
+        _fsync_directory(target.parent)
+        shutil.rmtree(temporary)
+
+
 def make_directory(path: PathLike) -> None:
     """`path` as a directory, its own name durable in its parent, as far up as names are new."""
     path = Path(path)

@@ -75,7 +75,7 @@ class Lock:
             if holder["place"] == process.place() and not _lives(holder) and holder["pid"] != os.getpid():
                 who += " (gone, but a process that it started lives on and holds its files)"
                 remedy = "end that process"
-        return UsageError(f"{self.path.parent}: in use by {who}; {remedy}, or choose another directory with --as NAME")
+        return UsageError(f"{self.path.parent}: in use by {who}; {remedy}, or choose another directory with --dir")
 
 
 def _flock(file: int) -> bool:

@@ -333,7 +333,10 @@ class RecordStore:
         ids, again = found.get("ids"), found.get("again")
         counts = self._counts(number)
         if not isinstance(ids, list) or not isinstance(again, list) or len(ids) + len(again) != counts["inputs"]:
-            raise FathomError(f"{path / 'inputs.json'}: does not hold the {counts['inputs']} ids that were counted")
+            raise FathomError(
+                f"{path / 'inputs.json'}: does not hold the {counts['inputs']} ids that were counted; restore it from "
+                "a copy, or start over with --fresh"
+            )
         if self._schema is not None and counts["columns"] != _columns(self._schema):
             raise UsageError(
                 f"{path}: has the columns {_listed(counts['columns'])}, asked for are "

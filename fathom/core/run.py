@@ -237,7 +237,7 @@ class Run:
         return UsageError(
             f"{self.dir}: holds a run of other settings\n  {listed}\n"
             f"start over with --fresh (moves the old directory to {_aside(self.dir).name}), "
-            "or keep both with --as NAME"
+            "or keep both with --dir OTHER"
         )
 
     def _move_aside(self) -> None:
@@ -380,7 +380,8 @@ def _refuse_foreign(directory: Path) -> None:
     foreign = [name for name in names if name != LOCK and not name.startswith(".tmp-")]
     if foreign:
         raise UsageError(
-            f"{directory}: holds {foreign[0]} and no {MANIFEST}, so it is not a run; choose another name with --as NAME"
+            f"{directory}: holds {foreign[0]} and no {MANIFEST}, so it is not a run; choose another directory with "
+            "--dir"
         )
 
 

@@ -37,7 +37,7 @@ class Request:
 
 
 class Engine:
-    """A TextGenerator on a model in this process: `generate` gives completions with the sampler's own log-probabilities.
+    """A TextGenerator on a model in this process; completions carry the sampler's own log-probabilities.
 
     The engine aliases the module's weights, so it always samples from what the trainer holds; `version` is stamped on
     every completion and is the caller's to raise after each update.
@@ -48,6 +48,14 @@ class Engine:
         self.version = 0
         self.prefilled = 0  # prompt tokens that went through the model, ever
         self.decoded = 0  # completion tokens sampled, ever
+
+    def state(self) -> dict[str, int]:
+        """What was computed so far, for a checkpoint."""
+        return {"prefilled": self.prefilled, "decoded": self.decoded}
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Counts on from `state`."""
+        self.prefilled, self.decoded = state["prefilled"], state["decoded"]
 
     def generate(
         self, prompts: Sequence[Sequence[Message]], sampling: Sampling, n: int = 1,

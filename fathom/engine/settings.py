@@ -8,7 +8,7 @@ from fathom.core.config import Settings
 
 
 class EngineSettings(Settings):
-    """How much the engine does at once. Neither value changes what a request's distribution is, only speed and memory."""
+    """How much the engine does at once: speed and memory, never what a request's distribution is."""
 
     batch: int = Field(256, ge=1, description="most completions decoded together")
     prefill_tokens: int = Field(8192, ge=1, description="most prompt tokens in one forward pass")

@@ -8,6 +8,7 @@ user's main script, and a forked one would inherit torch's threads.
 from __future__ import annotations
 
 import json
+import math
 import os
 import selectors
 import subprocess
@@ -73,10 +74,10 @@ class Pool:
     """
 
     def __init__(self, target: str, workers: int = 1, timeout_s: float = 5.0, memory_mb: int = 1024) -> None:
-        if workers < 1:
-            raise UsageError(f"workers={workers}: judging needs at least 1 worker")
-        if not timeout_s > 0:
-            raise UsageError(f"timeout_s={timeout_s}: must be above 0 seconds")
+        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+            raise UsageError(f"workers={workers!r:.80}: judging needs at least 1 worker; give a whole number ≥ 1")
+        if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not 0 < timeout_s < math.inf:
+            raise UsageError(f"timeout_s={timeout_s!r:.80}: must be above 0 seconds and finite; give such a number")
         self.target, self.size, self.timeout_s, self.memory_mb = target, workers, timeout_s, memory_mb
         self._workers: list[_Worker] = []
         self._lock = threading.Lock()

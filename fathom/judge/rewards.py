@@ -58,16 +58,23 @@ def _well_formed(one: Answered) -> bool:
 REWARDS: dict[str, Reward] = {"accuracy": accuracy, "format": format}
 
 
+def check_reward(name: str) -> None:
+    """Raises UsageError where `name` is neither in REWARDS nor written like a function of one's own; no imports."""
+    module, _, function = name.partition(":")
+    if name in REWARDS or (module and function):
+        return
+    near = difflib.get_close_matches(name, REWARDS, n=1)
+    hint = f"did you mean {near[0]}? There" if near else "there"
+    raise UsageError(
+        f"{name[:80]}: no such reward; {hint} are {', '.join(REWARDS)}; write your own as my_package.module:function"
+    )
+
+
 def load_reward(name: str) -> Reward:
     """A reward by its name in REWARDS, or anybody's function as "my_package.module:function"."""
     if name in REWARDS:
         return REWARDS[name]
-    if ":" not in name:
-        near = difflib.get_close_matches(name, REWARDS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UsageError(
-            f"{name}: no such reward; {hint}There are {', '.join(REWARDS)}; your own goes as my_package.module:function"
-        )
+    check_reward(name)
     reward = load_object(name, "reward")
     if not callable(reward):
         raise UsageError(f"{name}: a reward is a function of a list of Answered; this is a {type(reward).__name__}")

@@ -30,18 +30,16 @@ class RMSNorm(nn.Module):
 def attend(q_THC: Tensor, k_TGC: Tensor, v_TGV: Tensor, layout: Layout, scale: float) -> Tensor:
     """Causal attention of every token to its sequence: [T, H, V]. G key/value heads, each serving H/G query heads.
 
-    The values are padded to the width of the keys: the CPU's flash path needs equal widths (feasibility.md §1).
+    The narrower of keys and values is padded: the CPU's flash path needs equal widths (feasibility.md §1).
     """
-    heads, width, v_width = q_THC.shape[1], q_THC.shape[2], v_TGV.shape[2]
-    if v_width < width:
-        v_TGV = F.pad(v_TGV, (0, width - v_width))
+    heads, v_width = q_THC.shape[1], v_TGV.shape[2]
+    width = max(q_THC.shape[2], v_width)
+    padded = [F.pad(t, (0, width - t.shape[2])) if t.shape[2] < width else t for t in (q_THC, k_TGC, v_TGV)]
     outputs = []
     for rows_NL in layout.rectangles:
         n, length = rows_NL.shape
         rows = rows_NL.reshape(-1)
-        q, k, v = (
-            t.index_select(0, rows).view(n, length, t.shape[1], width).transpose(1, 2) for t in (q_THC, k_TGC, v_TGV)
-        )
+        q, k, v = (t.index_select(0, rows).view(n, length, t.shape[1], width).transpose(1, 2) for t in padded)
         # cells past a sequence's end come last, so causality alone keeps them from every real token
         o = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=k.shape[1] != heads)
         outputs.append(o.transpose(1, 2).reshape(n * length, heads, width)[..., :v_width])
@@ -95,7 +93,8 @@ class LatentAttention(nn.Module):
             o_THV = self._absorbed(q_nope_THC, q_rope_THP, layout, layer)
         else:
             o_THV = self._expanded(q_nope_THC, q_rope_THP, c_TR, k_rope_T1P, layout)
-        return self.o_proj(o_THV.reshape(-1, self.heads * self.v_dim))
+        y_TD: Tensor = self.o_proj(o_THV.reshape(-1, self.heads * self.v_dim))
+        return y_TD
 
     def _expanded(self, q_nope: Tensor, q_rope: Tensor, c_TR: Tensor, k_rope: Tensor, layout: Layout) -> Tensor:
         kv = self.kv_b_proj(c_TR).view(-1, self.heads, self.nope + self.v_dim)
@@ -107,7 +106,8 @@ class LatentAttention(nn.Module):
         assert layout.cache is not None
         longest = int(layout.positions_T.max()) + 1
         past_BSC = layout.cache.layers[layer][0][:, :longest]
-        w_uk_HCR, w_uv_HVR = self.kv_b_proj.weight.view(self.heads, -1, self.latent).split((self.nope, self.v_dim), 1)
+        weight_HOR = self.kv_b_proj.weight.view(self.heads, -1, self.latent)
+        w_uk_HCR, w_uv_HVR = weight_HOR[:, : self.nope], weight_HOR[:, self.nope:]
         # (W_UK c)·q = c·(W_UKᵀ q): the two factors stay apart, their product would be larger (model.md §2.4)
         q_latent_BHR = torch.einsum("bhc,hcr->bhr", q_nope_BHC, w_uk_HCR)
         scores_BHS = torch.cat((q_latent_BHR, q_rope_BHP), dim=-1) @ past_BSC.mT * self.scale
@@ -140,19 +140,22 @@ class GroupedQueryAttention(nn.Module):
             values[layout.slot_T, layout.positions_T] = v_TGC.flatten(1)
         o_THC = self._cached(q_THC, layout, layer) if layout.reads_cache else attend(
             q_THC, k_TGC, v_TGC, layout, self.scale)
-        return self.o_proj(o_THC.reshape(-1, self.heads * self.width))
+        y_TD: Tensor = self.o_proj(o_THC.reshape(-1, self.heads * self.width))
+        return y_TD
 
     def _cached(self, q_BHC: Tensor, layout: Layout, layer: int) -> Tensor:
         assert layout.cache is not None
         longest = int(layout.positions_T.max()) + 1
         k_BGSC, v_BGSC = (
-            part[:, :longest].unflatten(-1, (self.groups, self.width)).transpose(1, 2)
+            part[:, :longest].view(len(part), longest, self.groups, self.width).transpose(1, 2)
             for part in layout.cache.layers[layer]
         )
         q_BGMC = q_BHC.view(-1, self.groups, self.heads // self.groups, self.width)
         scores = q_BGMC @ k_BGSC.mT * self.scale
         scores = scores.masked_fill(~past_mask(layout, longest)[:, None, None, :], float("-inf"))
-        return (scores.softmax(-1, dtype=_softmax_dtype(scores)).to(v_BGSC.dtype) @ v_BGSC).flatten(1, 2)
+        weights = scores.softmax(-1, dtype=_softmax_dtype(scores)).to(v_BGSC.dtype)
+        o_BHC: Tensor = (weights @ v_BGSC).flatten(1, 2)
+        return o_BHC
 
 
 def _softmax_dtype(scores: Tensor) -> torch.dtype:

@@ -10,7 +10,7 @@ from fathom.core.config import Settings
 
 
 class ModelConfig(Settings):
-    """The shape of one model: attention (latent or grouped-query), feed-forward (experts or dense), heads for prediction.
+    """The shape of one model: attention (latent or grouped-query), feed-forward (experts or dense), prediction heads.
 
     Widths are in elements, never bytes. DeepSeek-V2 §2.1 (MLA), DeepSeek-V3 §2.1–2.2 (experts, multi-token prediction).
     """

@@ -9,7 +9,7 @@ from fathom.model.config import ModelConfig
 
 @dataclass(frozen=True)
 class Cost:
-    """Counts of one model; `active` leaves out the experts that a token does not visit, `head` included, embedding not."""
+    """Counts of one model; `active` leaves out experts that a token does not visit, and the embedding, not the head."""
 
     parameters: int
     active: int
@@ -34,7 +34,8 @@ def cost(config: ModelConfig) -> Cost:
         query = d * heads * qk if config.q_lora_rank is None else config.q_lora_rank * (d + 1 + heads * qk)
         attention = (
             query + d * (config.kv_lora_rank + config.qk_rope_head_dim) + config.kv_lora_rank
-            + config.kv_lora_rank * heads * (config.qk_nope_head_dim + config.v_head_dim) + heads * config.v_head_dim * d
+            + config.kv_lora_rank * heads * (config.qk_nope_head_dim + config.v_head_dim)
+            + heads * config.v_head_dim * d
         )
         cached = config.kv_lora_rank + config.qk_rope_head_dim
     else:

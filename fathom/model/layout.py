@@ -1,12 +1,12 @@
 """Layout: which token is where, in which sequence and cache slot. Tokens lie in one row without padding.
 
-Attention is the only place where sequences matter, so the layout is an argument of the forward pass and nothing else knows
-of it. Without a cache a layout holds *rectangles*: sequences of similar length, one row of token numbers each, so that one
-attention call serves many sequences. A token may stand in several sequences: a prompt shared by a group of completions is
-stored, projected and fed forward once, and is attended to by each of them.
+Attention is the only place where sequences matter, so the layout is an argument of the forward pass and nothing else
+knows of it. Without a cache a layout holds *rectangles*: sequences of similar length, one row of token numbers each, so
+that one attention call serves many sequences. A token may stand in several sequences: a prompt shared by a group of
+completions is stored, projected and fed forward once, and is attended to by each of them.
 
-With a cache, every token has a slot (its sequence's place in the cache); the cache is written in prefill and in decoding,
-and decoding, one token per slot, reads from it.
+With a cache, every token has a slot (its sequence's place in the cache); the cache is written in prefill and in
+decoding, and decoding, one token per slot, reads from it.
 """
 
 # T tokens, S sequences, N sequences in one rectangle, L their padded length, B cache slots
@@ -22,7 +22,7 @@ from torch import Tensor
 from fathom.model.config import ModelConfig
 
 LONGEST_GATHERED = 512  # longer sequences go singly: padding them costs more than a call
-MOST_PADDING = 1.25  # cells of a rectangle per token in it (feasibility.md §1: one call per short sequence is 20× slower)
+MOST_PADDING = 1.25  # cells of a rectangle per token in it (feasibility.md §1: a call per short sequence is 20× slower)
 
 
 class Cache:
@@ -45,7 +45,7 @@ class Cache:
         return sum(part.numel() * part.element_size() for layer in self.layers for part in layer)
 
     def keep(self, slots: Tensor) -> None:
-        """Only `slots` ([n] slot numbers, repeats allowed) stay, in this order: copies prompts, drops what is finished."""
+        """Only `slots` ([n] numbers, repeats allowed) stay, in this order: copies prompts, drops what is finished."""
         self.lengths = self.lengths[slots]
         self.layers = [tuple(part.index_select(0, slots) for part in layer) for layer in self.layers]
 
@@ -127,9 +127,9 @@ class Layout:
 
     def to(self, device: torch.device | str) -> Layout:
         """The same layout with its index tensors on `device`; only for layouts without a cache."""
-        move = lambda t: None if t is None else t.to(device)  # noqa: E731
+        place_T, slot_T = (None if t is None else t.to(device) for t in (self.place_T, self.slot_T))
         return Layout(self.positions_T.to(device), self.sequence_T.to(device), self.sequences,
-                      tuple(r.to(device) for r in self.rectangles), move(self.place_T), self.cache, move(self.slot_T))
+                      tuple(r.to(device) for r in self.rectangles), place_T, self.cache, slot_T)
 
 
 def _rectangles(rows: list[list[int]], tokens: int) -> tuple[list[Tensor], Tensor]:

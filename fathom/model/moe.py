@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,7 +24,8 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        y: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return y
 
 
 class Gate(nn.Module):
@@ -37,6 +41,15 @@ class Gate(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
         self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts, dtype=torch.float32))
         self.e_score_correction_bias: Tensor
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves the gate; the bias keeps its type and bits when the weights change theirs (`model.to(bfloat16)`)."""
+        exact = self.e_score_correction_bias
+        move: Callable[..., nn.Module] = super()._apply
+        move(fn, recurse)
+        if self.e_score_correction_bias.dtype != torch.float32:
+            self.e_score_correction_bias = exact.to(self.e_score_correction_bias.device)
+        return self
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Affinities [T, E], the chosen experts [T, K] and their weights [T, K]; all arithmetic in FP32."""
@@ -75,11 +88,13 @@ class Experts(nn.Module):
 def grouped_matmul(x: Tensor, weight_EIO: Tensor, counts_E: Tensor) -> Tensor:
     """Rows of `x`, sorted by group, each times its group's matrix: rows [counts[e] of e] @ weight[e].
 
-    One fused call where the type has one; float64 (tests against written-out loops) goes through the plain loop.
+    One fused call where the type has one and rows are whole multiples of 16 bytes, as it demands; the rest, such as
+    float64 (tests against written-out loops), goes through the plain loop.
     """
-    if x.dtype in (torch.bfloat16, torch.float32) and x.dtype == weight_EIO.dtype:
+    aligned = all(width * x.element_size() % 16 == 0 for width in weight_EIO.shape[1:])
+    if aligned and x.dtype in (torch.bfloat16, torch.float32) and x.dtype == weight_EIO.dtype:
         return F.grouped_mm(x, weight_EIO, offs=counts_E.cumsum(0).to(torch.int32))
-    pieces = x.split(counts_E.tolist())
+    pieces = torch.split(x, counts_E.tolist())
     return torch.cat([piece @ weight for piece, weight in zip(pieces, weight_EIO, strict=True)])
 
 

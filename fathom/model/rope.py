@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 
-def angles(positions_T: Tensor, channels: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin, each [T, C/2], of position × theta^(−2i/C), in FP32 at least (specs: angles are never BF16)."""
-    exact = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+def angles(positions_T: Tensor, channels: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin, each [T, C/2], of position × theta^(−2i/C) for a model of type `dtype`: in FP64 for float64, else in
+    FP32 (angles are never BF16)."""
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
     exponent = torch.arange(0, channels, 2, device=positions_T.device, dtype=torch.float64) / channels
     frequency = (theta**-exponent).to(exact)
     phase = positions_T.to(exact)[:, None] * frequency

@@ -1,7 +1,7 @@
 """Byte-level BPE: train, encode, chat template, loss mask.
 
-Text that a user wrote never becomes a control token: contents and the template's own pieces are encoded apart, so a prompt
-has the same tokens in training and in generation, and the mask falls on token borders by construction.
+Text that a user wrote never becomes a control token: contents and the template's own pieces are encoded apart, so a
+prompt has the same tokens in training and in generation, and the mask falls on token borders by construction.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fathom.core import disk
 from fathom.core.chat import Message
+from fathom.core.config import read_text
 from fathom.core.errors import FathomError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<｜Assistant｜>{% endif %}"
 )
+LONGEST_TEMPLATE = 1 << 20  # bytes
 
 
 class Encoded(NamedTuple):
@@ -56,12 +58,13 @@ class Tokenizer:
         try:
             self._compiled = environment.from_string(template)
         except TemplateError as error:
-            raise FathomError(f"chat template: {error}; it must be valid Jinja") from error
+            raise FathomError(f"chat template: {str(error)[:200]}; correct it to valid Jinja") from error
 
     def _id(self, token: str) -> int:
         number = self.backend.token_to_id(token)
         if number is None:
-            raise FathomError(f"tokenizer: no token {token!r}; its vocabulary must hold the control tokens")
+            raise FathomError(f"tokenizer: no token {token!r:.80}; add it to the vocabulary, or name another one in "
+                              "tokenizer_config.json")
         return number
 
     @property
@@ -125,8 +128,9 @@ class Tokenizer:
             text = self._compiled.render(
                 messages=plain, bos_token=self.bos, eos_token=self.eos, add_generation_prompt=generate
             )
-        except TemplateError as error:
-            raise FathomError(f"chat template: {error}") from error
+        except Exception as error:  # a template is a program: it can raise anything
+            what = f"{type(error).__name__}: {str(error)[:200]}"
+            raise FathomError(f"chat template: {what}; correct the template") from error
         tokens: list[int] = []
         trained: list[bool] = []
         ends_turn = False
@@ -169,15 +173,24 @@ class Tokenizer:
 
         path = directory / "tokenizer.json"
         if not path.is_file():
-            raise FathomError(f"{path}: no such file; a tokenizer directory needs tokenizer.json")
+            raise FathomError(f"{path}: no such file; name a directory that holds one, like DIR/model of a stage")
         try:
             backend = Backend.from_str(path.read_text(encoding="utf-8"))
         except Exception as error:  # the library raises its bare base class
             raise FathomError(f"{path}: not a tokenizer ({str(error)[:120]}); write it anew") from error
         settings = disk.read_json(directory / "tokenizer_config.json")
         template = directory / "chat_template.jinja"
-        return cls(
-            backend,
-            template.read_text(encoding="utf-8") if template.is_file() else TEMPLATE,
-            settings.get("bos_token", BOS), settings.get("eos_token", EOS),
-        )
+        text = read_text(template, LONGEST_TEMPLATE) if template.is_file() else TEMPLATE
+        named = []
+        for name, default in (("bos_token", BOS), ("eos_token", EOS)):
+            token = settings.get(name, default)
+            token = token.get("content") if isinstance(token, dict) else token  # Hugging Face writes either form
+            if not isinstance(token, str):
+                raise FathomError(f"{directory / 'tokenizer_config.json'}: {name}={token!r:.80}: must be text; write "
+                                  "the token there")
+            named.append(token)
+        try:
+            return cls(backend, text, *named)
+        except FathomError as error:
+            raise FathomError(f"{directory}: {error}") from error
+

@@ -74,7 +74,8 @@ class MultiTokenPrediction(nn.Module):
 
     def join(self, embedding_TD: Tensor, hidden_TD: Tensor) -> Tensor:
         """The block's input, [T, D]."""
-        return self.eh_proj(torch.cat((self.enorm(embedding_TD), self.hnorm(hidden_TD)), dim=-1))
+        x_TD: Tensor = self.eh_proj(torch.cat((self.enorm(embedding_TD), self.hnorm(hidden_TD)), dim=-1))
+        return x_TD
 
 
 class Transformer(nn.Module):
@@ -110,30 +111,35 @@ class Transformer(nn.Module):
     def forward(self, tokens_T: Tensor, layout: Layout, routing: Routing | None = None) -> Tensor:
         """Hidden states after the final norm, [T, D]; `routing`, where given, is filled with what the routers did."""
         x_TD = self.embed_tokens(tokens_T)
-        cos_sin = self._angles(layout)
+        cos_sin = self._angles(layout, x_TD.dtype)
         for block in self.layers:
             x_TD = self._run(block, x_TD, layout, cos_sin, routing)
-        return self.norm(x_TD)
+        hidden_TD: Tensor = self.norm(x_TD)
+        return hidden_TD
 
     def predict_next(self, hidden_TD: Tensor, next_T: Tensor, layout: Layout, routing: Routing | None = None) -> Tensor:
         """Hidden states [T, D] that predict the token after next, from the final hidden states and the next tokens."""
         module = self.mtp[0]
+        assert isinstance(module, MultiTokenPrediction)
         x_TD = module.join(self.embed_tokens(next_T), hidden_TD)
-        return module.norm(self._run(module.block, x_TD, layout, self._angles(layout), routing))
+        cos_sin = self._angles(layout, x_TD.dtype)
+        further_TD: Tensor = module.norm(self._run(module.block, x_TD, layout, cos_sin, routing))
+        return further_TD
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., V] in the weights' type; take log-softmax in FP32."""
-        return self.lm_head(hidden)
+        logits: Tensor = self.lm_head(hidden)
+        return logits
 
     def routers(self) -> dict[int, MoE]:
         """The layers that route, by number; those of multi-token prediction count on from the last."""
-        blocks = [*self.layers, *(module.block for module in self.mtp)]
+        blocks = (module for module in self.modules() if isinstance(module, Block))
         return {block.layer: block.mlp for block in blocks if isinstance(block.mlp, MoE)}
 
-    def _angles(self, layout: Layout) -> tuple[Tensor, Tensor]:
+    def _angles(self, layout: Layout, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         config = self.config
         channels = config.qk_rope_head_dim if config.attention == "mla" else config.head_dim
-        return angles(layout.positions_T, channels, config.rope_theta)
+        return angles(layout.positions_T, channels, config.rope_theta, dtype)
 
     def _run(
         self, block: nn.Module, x_TD: Tensor, layout: Layout, cos_sin: tuple[Tensor, Tensor], routing: Routing | None
@@ -144,6 +150,7 @@ class Transformer(nn.Module):
             out = block(x_TD, layout, cos_sin, routing is not None)
         x_TD, balance_S, counts_E = out
         if routing is not None and balance_S is not None:
+            assert isinstance(block, Block)
             routing.counts[block.layer] = counts_E
             routing.balance = balance_S if routing.balance is None else routing.balance + balance_S
         return x_TD

@@ -51,10 +51,10 @@ def load(directory: Path, dtype: torch.dtype | None = None, device: torch.device
     tokenizer = Tokenizer.load(directory)
     if tokenizer.vocab_size > config.vocab_size:
         raise FathomError(f"{directory}: the tokenizer knows {tokenizer.vocab_size} tokens, the model has rows for "
-                          f"{config.vocab_size}; they do not belong together")
+                          f"{config.vocab_size}; they do not belong together: take both from one model")
     path = directory / WEIGHTS
     if not path.is_file():
-        raise FathomError(f"{path}: no such file; the weights are missing")
+        raise FathomError(f"{path}: no such file; copy the weights there, or run the stage that writes them")
     try:
         with safe_open(path, framework="pt") as stored:
             with torch.device("meta"):
@@ -62,9 +62,10 @@ def load(directory: Path, dtype: torch.dtype | None = None, device: torch.device
             _compare(path, {n: stored.get_slice(n).get_shape() for n in stored.keys()},  # noqa: SIM118
                      {n: list(t.shape) for n, t in expected.items()})
             kind = dtype or stored.get_tensor("model.embed_tokens.weight").dtype
+            if not kind.is_floating_point:
+                raise FathomError(f"{path}: weights of type {kind}; this version computes with floating-point types: "
+                                  "convert them to bfloat16 or float32")
             model = Transformer(config).to(device=device, dtype=kind)
-            for moe in model.routers().values():  # the selection bias stays FP32 whatever the weights are
-                moe.gate.e_score_correction_bias = moe.gate.e_score_correction_bias.float()
             with torch.no_grad():
                 for name, target in outward(model).items():
                     target.copy_(stored.get_tensor(name))
@@ -99,8 +100,8 @@ def outward(model: Transformer) -> dict[str, Tensor]:
                 named[name.replace("down_proj", f"{e}.down_proj.weight")] = tensor[e]
         else:
             named[name] = tensor
-    for k in range(len(model.mtp)):  # the released layer carries copies of the shared embedding and head
-        place = f"model.layers.{layers + k}."
+    for number in range(len(model.mtp)):  # the released layer carries copies of the shared embedding and head
+        place = f"model.layers.{layers + number}."
         named[f"{place}embed_tokens.weight"] = model.embed_tokens.weight.detach()
         named[f"{place}shared_head.head.weight"] = model.lm_head.weight.detach()
     return named
@@ -110,7 +111,7 @@ def hugging_face_config(config: ModelConfig, tokenizer: Tokenizer, dtype: torch.
     """`config.json` for transformers: the config's own fields and those that it derives."""
     fields = config.model_dump()
     del fields["attention"], fields["rope_interleave"]
-    common = {
+    common: dict[str, Any] = {
         **fields, "bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "hidden_act": "silu",
         "attention_bias": False, "attention_dropout": 0.0, "torch_dtype": str(dtype).removeprefix("torch."),
         "rope_interleave": config.rope_interleave,
@@ -125,7 +126,7 @@ def hugging_face_config(config: ModelConfig, tokenizer: Tokenizer, dtype: torch.
             "first_k_dense_replace": config.first_k_dense_replace if config.n_routed_experts
             else config.num_hidden_layers,
         }
-    if config.n_routed_experts or config.rope_interleave:
+    if config.n_routed_experts or config.rope_interleave or config.num_nextn_predict_layers:
         # no published family has this shape: the file is ours alone and says so
         return {**common, "model_type": "fathom", "attention": "gqa"}
     keep = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
@@ -142,13 +143,17 @@ def read_config(directory: Path) -> ModelConfig:
     raw = disk.read_json(path)
     kind = raw.get("model_type")
     if kind not in ("deepseek_v3", "llama", "fathom"):
-        raise FathomError(f"{path}: model_type={kind!r}; this version loads deepseek_v3 and llama")
-    must = {"rope_scaling": None, "attention_bias": False, "hidden_act": "silu", "quantization_config": None}
+        raise FathomError(f"{path}: model_type={kind!r:.80}; this version loads deepseek_v3 and llama: choose such a "
+                          "model")
+    must: dict[str, Any] = {
+        "rope_scaling": None, "attention_bias": False, "hidden_act": "silu", "quantization_config": None,
+    }
     if kind == "deepseek_v3":
         must |= {"n_group": 1, "topk_group": 1, "scoring_func": "sigmoid", "norm_topk_prob": True}
     for name, value in must.items():
         if raw.get(name, value) != value:
-            raise FathomError(f"{path}: {name}={raw[name]!r}; this version computes {name}={value!r} only")
+            raise FathomError(f"{path}: {name}={raw[name]!r:.80}; this version computes {name}={value!r} only: choose "
+                              "a model with that value")
     fields = {name: raw[name] for name in ModelConfig.model_fields if raw.get(name) is not None}
     fields["attention"] = "mla" if kind == "deepseek_v3" else "gqa"
     fields.setdefault("rope_interleave", kind != "llama")
@@ -164,7 +169,9 @@ def _compare(path: Path, stored: dict[str, list[int]], expected: dict[str, list[
     )
     if problems:
         more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
-        raise FathomError(f"{path}: {'; '.join(problems[:5])}{more}; config.json and the weights do not belong together")
+        listed = "; ".join(problems[:5]) + more
+        raise FathomError(f"{path}: {listed}; config.json and the weights do not belong together: take both from one "
+                          "model")
 
 
 def _card(model: Transformer) -> str:

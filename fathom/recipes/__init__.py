@@ -5,7 +5,7 @@
       base: {run: pretrain, tokenizer: words, data: [{task: "gym:chain_sum", count: 1000}], tokens: 2e6}
       cold: {run: sft, init: base, data: [worked.jsonl]}
 
-Where a setting is a directory (`init`, `tokenizer`, `model` of evaluate) the name of an earlier stage stands for that
+What stands under `define` is meant as "$name", and given on the command line as name=value. Where a setting is a directory (`init`, `tokenizer`, `model` of evaluate) the name of an earlier stage stands for that
 stage's model; in `data` it stands for the records that the stage kept.
 """
 
@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from fathom.core import disk
-from fathom.core.config import Settings, build, load_yaml, merge, parse_overrides
+from fathom.core.config import Settings, build, load_yaml, merge, parse_overrides, show
 from fathom.core.errors import FathomError, Stopped, UsageError
-from fathom.systems import settings_class
+from fathom.systems import check_paths, settings_class
 
 SHIPPED = Path(__file__).parent
 DIRECTORIES = ("init", "tokenizer", "model")
@@ -71,11 +71,14 @@ def load(name: str, overrides: Sequence[str] = (), directory: Path | None = None
         raise UsageError(f"{source}: stages: a recipe needs at least one stage, as name: {{run: system, …}}")
     given = parse_overrides(overrides)
     number = given.pop("seed", raw.get("seed", 0)) if seed is None else seed
-    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-        raise UsageError(f"{source}: seed={number!r}: must be a whole number from 0")
+    _check_seed(number, str(source))
+    define = dict(raw.get("define") or {})
     for key in given:
-        if key not in stages:
-            raise UsageError(f"{key}: no such stage in {source}; there are {', '.join(stages)}; "
+        if key in define and not isinstance(given[key], dict):
+            define[key] = given[key]
+        elif key not in stages:
+            names = [*stages, *(name for name, value in define.items() if not isinstance(value, dict))]
+            raise UsageError(f"{key}: no such stage or name in {source}; there are {', '.join(names)}; "
                              "write stage.setting=value")
     where = Path("runs") / source.stem if directory is None else directory
     made: list[Stage] = []
@@ -85,12 +88,33 @@ def load(name: str, overrides: Sequence[str] = (), directory: Path | None = None
         over = given.get(key, {})
         if not isinstance(over, dict):
             raise UsageError(f"{key}={over}: write {key}.setting=value")
-        values = merge(values, over)
+        values = merge(_defined(values, define, f"{source}: {key}"), over)
         system, own = values.pop("run"), values.pop("seed", number)
+        _check_seed(own, f"{source}: {key}")
         cls = settings_class(system)
         resolved = _resolved(cls, values, {stage.name: where / stage.name for stage in made})
         made.append(Stage(key, system, resolved, build(cls, resolved, f"{source}: {key}"), own))
     return Recipe(source, source.read_text(encoding="utf-8"), where, number, tuple(made))
+
+
+def _check_seed(seed: Any, where: str) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise UsageError(f"{where}: seed={show(seed)}: must be a whole number ≥ 0; write one")
+
+
+def _defined(value: Any, define: Mapping[str, Any], where: str) -> Any:
+    """`value` with every text "$name" replaced by what the recipe defines under that name."""
+    if isinstance(value, dict):
+        return {key: _defined(inner, define, where) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_defined(inner, define, where) for inner in value]
+    if isinstance(value, str) and value.startswith("$"):
+        name = value[1:]
+        if define.get(name) is None:
+            known = ", ".join(define) or "none"
+            raise UsageError(f"{where}: {value}: not given; this recipe defines {known}; write {name}=value")
+        return define[name]
+    return value
 
 
 def _resolved(cls: type[Settings], values: Mapping[str, Any], known: Mapping[str, Path]) -> dict[str, Any]:
@@ -98,14 +122,15 @@ def _resolved(cls: type[Settings], values: Mapping[str, Any], known: Mapping[str
     resolved = dict(values)
     for name in DIRECTORIES:
         field = cls.model_fields.get(name)
-        if field is not None and field.annotation is Path and values.get(name) in known:
-            resolved[name] = str(known[values[name]] / "model")
+        given = values.get(name)
+        if field is not None and field.annotation is Path and isinstance(given, str) and given in known:
+            resolved[name] = str(known[given] / "model")
 
     def source(entry: Any) -> Any:
         if isinstance(entry, str) and entry in known:
             return str(known[entry])
-        if isinstance(entry, Mapping) and entry.get("task") in known:
-            return {**entry, "task": str(known[entry["task"]])}
+        if isinstance(entry, Mapping) and isinstance(task := entry.get("task"), str) and task in known:
+            return {**entry, "task": str(known[task])}
         return entry
 
     if isinstance(values.get("data"), list):
@@ -136,7 +161,9 @@ def run_stage(
     code = child.returncode
     if code == 0:
         return
-    said = errors.decode("utf-8", "replace").strip().rpartition("\n")[2] if errors else ""
+    said = errors.decode("utf-8", "replace").strip() if errors else ""
+    at = said.rfind("fathom: ")  # what it said for the user, on several lines perhaps; without it the last line
+    said = said[at:].removeprefix("fathom: ") if at >= 0 else said.rpartition("\n")[2]
     message = f"stage {stage.name}: {said or f'ended with exit code {code}'}"
     if code == Stopped.exit_code:
         raise Stopped(message)
@@ -145,7 +172,12 @@ def run_stage(
 
 
 def prepare(recipe: Recipe, fresh: bool = False) -> None:
-    """Makes the run directory and writes the recipe into it; `fresh` moves an earlier one aside."""
+    """Makes the run directory and writes the recipe into it; `fresh` moves an earlier one aside.
+
+    Raises UsageError, nothing written, where a stage names a file or directory that is not there.
+    """
+    for stage in recipe.stages:
+        check_paths(stage.settings, f"{recipe.source}: {stage.name}", recipe.directory)
     if fresh and recipe.directory.exists():
         number = 1
         while (aside := recipe.directory.with_name(f"{recipe.directory.name}.{number}")).exists():

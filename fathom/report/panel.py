@@ -108,6 +108,10 @@ class LivePanel:
         if self._live is None:
             self._say(stage)
 
+    def say(self, text: str) -> None:
+        """Prints a line; on a terminal it appears above the panel and stays."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def line(self, stage: str) -> str:
         """The stage in one plain line: `zero 120/500 (24 %), 3 min left, reward 0.61, …`."""
         with self._lock:
@@ -120,7 +124,7 @@ class LivePanel:
         return ", ".join(parts)
 
     def _say(self, stage: str) -> None:
-        self._console.print(self.line(stage), markup=False, highlight=False, soft_wrap=True)
+        self.say(self.line(stage))
 
     def _draw(self) -> RenderableType:
         table = Table.grid(padding=(0, 2, 0, 0))
@@ -205,7 +209,9 @@ class _Tail:
         status = self._manifest()
         for name, update in (("timing.jsonl", False), ("metrics.jsonl", True)):
             for row in self._new(name):
-                values = {k: v for k, v in row.items() if k not in ("step", "expert_load")}
+                values = {k: v for k, v in row.items() if k not in ("step", "expert_load", "total")}
+                if isinstance(row.get("total"), int):  # the system itself says how far it goes
+                    self._total, self._unit = float(row["total"]), "steps"
                 if update:
                     self._step = row.get("tokens", 0) if self._unit == "tokens" else row.get("step", self._step)
                 panel.update(self._stage.name, self._step, self._total, **values)

@@ -7,23 +7,46 @@ import importlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fathom.core import disk
-from fathom.core.config import Settings, build
 from fathom.core.errors import UsageError
-from fathom.core.run import Run
 
-# name → (module, settings class, function)
-SYSTEMS: dict[str, tuple[str, str, str]] = {
-    "tokenizer": ("fathom.systems.tokenizer", "TokenizerSettings", "tokenizer"),
-    "pretrain": ("fathom.systems.pretrain", "Pretrain", "pretrain"),
-    "sft": ("fathom.systems.sft", "Sft", "sft"),
-    "grpo": ("fathom.systems.grpo", "Grpo", "grpo"),
-    "distill": ("fathom.systems.distill", "Distill", "distill"),
-    "evaluate": ("fathom.systems.evaluate", "Evaluate", "evaluate"),
+if TYPE_CHECKING:
+    from fathom.core.config import Settings
+    from fathom.core.run import Run
+
+
+class System(NamedTuple):
+    """Where a system's settings class and function stand, and its one line in `fathom --help`."""
+
+    module: str
+    settings: str
+    function: str
+    about: str  # the first sentence of the settings class's docstring, here so that listing systems loads none
+
+
+SYSTEMS: dict[str, System] = {
+    "tokenizer": System(
+        "fathom.systems.tokenizer", "TokenizerSettings", "tokenizer",
+        "Learns a byte-level BPE vocabulary and writes it, with a chat template, to DIR/model."),
+    "pretrain": System(
+        "fathom.systems.pretrain", "Pretrain", "pretrain",
+        "Trains a model from random weights on documents: next token, the token after it, balanced experts."),
+    "sft": System(
+        "fathom.systems.sft", "Sft", "sft",
+        "Teaches a model by chats, or by tasks with worked solutions."),
+    "grpo": System(
+        "fathom.systems.grpo", "Grpo", "grpo",
+        "Improves a model by group relative policy optimisation on problems with a judge."),
+    "distill": System(
+        "fathom.systems.distill", "Distill", "distill",
+        "Samples completions of a model on training problems, judges them and keeps what is right."),
+    "evaluate": System(
+        "fathom.systems.evaluate", "Evaluate", "evaluate",
+        "Asks a model the held-out problems of tasks and scores what comes back."),
 }
 _PATH = re.compile(r"\.(jsonl|jsonl\.gz|parquet|txt|py)$")
+_DATA = re.compile(r"\.(jsonl|jsonl\.gz|parquet)$")
 
 
 def settings_class(system: str) -> type[Settings]:
@@ -34,8 +57,7 @@ def settings_class(system: str) -> type[Settings]:
         near = difflib.get_close_matches(system, SYSTEMS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UsageError(f"{system}: no such system; {hint}There are {', '.join(SYSTEMS)}")
-    module, settings, _ = SYSTEMS[system]
-    found: type[Settings] = getattr(importlib.import_module(module), settings)
+    found: type[Settings] = getattr(importlib.import_module(SYSTEMS[system].module), SYSTEMS[system].settings)
     return found
 
 
@@ -44,16 +66,64 @@ def start(
     time_limit: float | None = None, console: bool = True,
 ) -> Run:
     """Runs a system in `directory` to its end, continuing what is there; returns the closed run."""
+    from fathom.core.config import build
+    from fathom.core.run import MANIFEST, Run
+
     settings = build(settings_class(system), values, where)
-    module, _, function = SYSTEMS[system]
+    if fresh or not (directory / MANIFEST).exists():  # before there is a run that a corrected name would not continue
+        check_paths(settings, where)
+        check_sources(settings)
     with Run.open(directory, system, settings, seed, inputs(settings), fresh, time_limit, console) as run:
         if not run.finished:
-            getattr(importlib.import_module(module), function)(settings, run)
+            getattr(importlib.import_module(SYSTEMS[system].module), SYSTEMS[system].function)(settings, run)
     return run
+
+
+def check_paths(settings: Settings, where: str, made_in: Path | None = None) -> None:
+    """Raises UsageError where a directory, or a file of `data` or `tasks`, that the settings name is not there.
+
+    What lies below `made_in`, the directory of the run, is still to be made.
+    """
+    from fathom.core.config import neighbour
+
+    def check(name: str, path: Path, kind: str, there: bool) -> None:
+        if not there and (made_in is None or not path.is_relative_to(made_in)):
+            raise UsageError(f"{where}: {name}: {path}: no such {kind}{neighbour(path)}")
+
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, Path):
+            check(name, value, "directory", value.is_dir())
+            holds = "tokenizer.json" if name == "tokenizer" else "config.json"
+            if value.is_dir() and not (value / holds).is_file():
+                hint = f"did you mean {value / 'model'}?" if (value / "model").is_dir() else "name a directory with it"
+                raise UsageError(f"{where}: {name}: {value}: holds no {holds}; {hint}")
+        for entry in value if name in ("data", "tasks") else ():
+            options = {"task": entry} if isinstance(entry, str) else entry
+            for text in (options.get("task"), options.get("data"), options.get("test")):
+                if isinstance(text, str) and _DATA.search(text):
+                    check(name, Path(text), "file", Path(text).is_file())
+
+
+def check_sources(settings: Settings) -> None:
+    """Raises UsageError where a task of reasoning-gym or a file of `data` or `tasks` cannot be read as one.
+
+    Tasks of a user's own making are left to the system, which makes them once.
+    """
+    from fathom.tasks.examples import load_source
+    from fathom.tasks.task import load_task
+
+    for name in ("data", "tasks"):
+        for entry in getattr(settings, name, ()):
+            task = entry if isinstance(entry, str) else entry.get("task", entry.get("data"))
+            if not isinstance(task, str) or ":" not in task or task.startswith("gym:"):
+                _ = load_source(entry, 0) if name == "data" else load_task(entry)
 
 
 def inputs(settings: Settings) -> dict[str, str]:
     """The files and directories that the settings name, each with a fingerprint of its content."""
+    from fathom.core import disk
+
     found: dict[str, str] = {}
 
     def visit(value: Any) -> None:

@@ -36,6 +36,9 @@ class Distill(Settings):
 
 def distill(cfg: Distill, run: Run) -> None:
     """Makes the data set of `cfg`; the result is DIR/records."""
+    import math
+    import sys
+
     import pyarrow
 
     from fathom.core.chat import Message
@@ -57,7 +60,9 @@ def distill(cfg: Distill, run: Run) -> None:
     asked = Problems(tasks, run.seed("problems")).take(cfg.problems)
     schema = pyarrow.schema([("messages", pyarrow.string()), ("outcome", pyarrow.string()),
                              ("answer", pyarrow.string()), ("tokens", pyarrow.int32())])
-    with RecordStore(run.dir / "records", schema, commit_every=cfg.chunk) as store:
+    # One commit per chunk and none inside it: what a batch holds moves the last bits of its logits, so what a kill
+    # leaves must be asked in the same chunks again.
+    with RecordStore(run.dir / "records", schema, commit_every=sys.maxsize, commit_seconds=math.inf) as store:
         problems = {f"{p.task}:{p.id}": p for p in asked}
         left = list(store.todo(Record(f"{p.task}:{p.id}", p.to_json(), p.task) for p in asked))
         for first in range(0, len(left), cfg.chunk):
@@ -79,6 +84,7 @@ def distill(cfg: Distill, run: Run) -> None:
                         "messages": [m.to_json() for m in (*problem.prompt, Message("assistant", c.text))],
                         "outcome": v.outcome.value, "answer": problem.answer, "tokens": len(c.tokens)})
                     for i, (c, v) in enumerate(kept)])
+            store.commit()
             run.timing(first + len(chunk), total=len(left))
             if (reason := run.stop_requested) and first + len(chunk) < len(left):
                 raise Stopped(f"stopped after {first + len(chunk)} of {len(left)} problems ({reason}); "

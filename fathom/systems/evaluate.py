@@ -48,6 +48,8 @@ MOST_FAILED = 0.01
 def evaluate(cfg: Evaluate, run: Run) -> None:
     """Scores the model of `cfg`; raises AuditFailed, everything written, where over 1 % could not be judged."""
     import json
+    import math
+    import sys
 
     import pyarrow
 
@@ -72,7 +74,9 @@ def evaluate(cfg: Evaluate, run: Run) -> None:
     schema = pyarrow.schema([("task", pyarrow.string()), ("problem", pyarrow.string()), json_field("prompt"),
                              ("answer", pyarrow.string()), json_field("samples")])
     # problems and randomness are the same for every model under one seed, so that two evaluations compare in pairs
-    with RecordStore(run.dir / "records", schema, commit_every=cfg.chunk) as store:
+    # One commit per chunk and none inside it: what a batch holds moves the last bits of its logits, so what a kill
+    # leaves must be asked in the same chunks again.
+    with RecordStore(run.dir / "records", schema, commit_every=sys.maxsize, commit_seconds=math.inf) as store:
         waiting = [
             (label, task, problem, Record(f"{label}:{problem.id}", problem.to_json(), task.name))
             for label, task in zip(labels, tasks, strict=True)
@@ -92,6 +96,7 @@ def evaluate(cfg: Evaluate, run: Run) -> None:
                 store.done(record, [record.child(0, {
                     "task": label, "problem": problem.id, "prompt": [m.to_json() for m in problem.prompt],
                     "answer": problem.answer, "samples": samples})])
+            store.commit()
             done += len(chunk)
             run.timing(done, total=len(waiting))
             if (reason := run.stop_requested) and done < len(waiting):
@@ -107,8 +112,8 @@ def evaluate(cfg: Evaluate, run: Run) -> None:
     for score in scores:
         run.log.info("%s: %s", score["task"], score["text"])
     failed = max(score["failed"] / score["samples"] for score in scores)
-    run.finish(ledger=str(ledger), scores={score["task"]: score["accuracy"] for score in scores})
-    if failed > MOST_FAILED:
+    if failed > MOST_FAILED:  # never finished then: the same command, and a recipe that goes on, must hear it again
         raise AuditFailed(f"{100 * failed:.1f} % of the answers could not be judged, more than "
                           f"{100 * MOST_FAILED:.0f} %: the score is not to be trusted; the reasons are in "
                           f"`fathom show {run.dir}`")
+    run.finish(ledger=str(ledger), scores={score["task"]: score["accuracy"] for score in scores})

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fathom.core.chat import Sampling
 from fathom.core.config import Settings
+from fathom.core.errors import UsageError
 from fathom.core.run import Run
 from fathom.engine.settings import EngineSettings
+from fathom.judge.rewards import check_reward
 from fathom.train.schedule import AdamW, Checkpoints
 
 if TYPE_CHECKING:
@@ -62,6 +64,17 @@ class Grpo(Settings):
     device: str = Field("auto", description="auto, cpu, cuda or mps")
     dtype: str = Field("auto", description="auto, float32 or bfloat16")
 
+    @model_validator(mode="after")
+    def _can_learn(self) -> Grpo:
+        if self.group < 2:
+            raise ValueError(f"group={self.group}: an advantage needs at least 2 samples; set group ≥ 2")
+        for name in self.rewards:
+            try:
+                check_reward(name)
+            except UsageError as error:
+                raise ValueError(f"rewards: {error}") from error
+        return self
+
     def plan(self) -> dict[str, Any]:
         """What this will cost, for --dry-run."""
         return {"steps": self.steps, "completions per step": self.problems * self.group,
@@ -73,7 +86,6 @@ def grpo(cfg: Grpo, run: Run) -> None:
     import time
 
     from fathom.core import disk
-    from fathom.core.errors import UsageError
     from fathom.core.journal import Journal
     from fathom.engine.engine import Engine
     from fathom.model import weights
@@ -85,15 +97,13 @@ def grpo(cfg: Grpo, run: Run) -> None:
     from fathom.train.batch import WEIGHT_RULES, pack
     from fathom.train.learner import Learner
 
-    if cfg.group < 2:
-        raise UsageError(f"group={cfg.group}: an advantage needs at least 2 samples; set group ≥ 2")
     tasks = [load_task(spec) for spec in cfg.tasks]
     device, dtype = place(cfg.device, cfg.dtype, cost(weights.read_config(cfg.init)).parameters)
     policy, tokenizer = weights.load(cfg.init, dtype, device)
     reference = weights.load(cfg.init, dtype, device)[0].requires_grad_(False) if cfg.kl else None
     problems = Problems(tasks, run.seed("problems"))
     engine = Engine(policy, tokenizer, cfg.engine)
-    learner = Learner(policy, cfg.optim, run, cfg.checkpoints, problems=problems)
+    learner = Learner(policy, cfg.optim, run, cfg.checkpoints, problems=problems, engine=engine)
     clip = (cfg.clip, cfg.clip if cfg.clip_high is None else cfg.clip_high)
     with Journal(run.dir / "verdicts.sqlite") as journal:
         for step in learner.steps(cfg.steps):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from fathom.core.config import Settings, build
+from fathom.core.config import Settings, build, show
+from fathom.core.errors import UsageError
 from fathom.core.run import Run
 from fathom.model.config import PRESETS, ModelConfig
 from fathom.model.cost import cost
@@ -48,18 +49,36 @@ class Pretrain(Settings):
     device: str = Field("auto", description="auto, cpu, cuda or mps")
     dtype: str = Field("auto", description="auto, float32 or bfloat16")
 
-    def shape(self, vocab_size: int) -> ModelConfig:
-        """The model's config, for a tokenizer of `vocab_size` tokens unless the settings say otherwise."""
+    @model_validator(mode="after")
+    def _fits_the_model(self) -> Pretrain:
+        try:
+            longest = self.shape(None).max_position_embeddings
+        except UsageError as error:  # pydantic collects ValueErrors, and `build` says where they belong
+            raise ValueError(str(error)) from error
+        if self.sequence_length > longest:
+            raise ValueError(f"sequence_length={self.sequence_length}: the model has {longest} positions; set "
+                             f"sequence_length ≤ {longest} or raise model.max_position_embeddings")
+        return self
+
+    def shape(self, vocab_size: int | None) -> ModelConfig:
+        """The model's config, with `vocab_size` rows (None: the preset's) unless the settings say otherwise.
+
+        Raises UsageError where the settings fit no model, or give fewer rows than `vocab_size`.
+        """
         values = {"preset": self.model} if isinstance(self.model, str) else dict(self.model)
         preset = values.pop("preset", "tiny")
-        if preset not in PRESETS:
-            raise ValueError(f"model={preset}: no such preset; there are {', '.join(PRESETS)}")
-        base = PRESETS[preset].model_dump() | {"vocab_size": vocab_size}
-        return build(ModelConfig, base | values, "model")
+        if not isinstance(preset, str) or preset not in PRESETS:
+            raise UsageError(f"model={show(preset)}: no such preset; there are {', '.join(PRESETS)}: name one of them")
+        base = PRESETS[preset].model_dump() | ({} if vocab_size is None else {"vocab_size": vocab_size})
+        config = build(ModelConfig, base | values, "model")
+        if vocab_size is not None and config.vocab_size < vocab_size:
+            raise UsageError(f"model: vocab_size={config.vocab_size}: the tokenizer has {vocab_size} tokens; leave "
+                             "vocab_size out, or learn a smaller vocabulary")
+        return config
 
     def plan(self) -> dict[str, Any]:
         """What this will cost, for --dry-run."""
-        config = self.shape(PRESETS["tiny"].vocab_size)
+        config = self.shape(None)
         steps = -(-self.tokens // self.tokens_per_step)
         bill = cost(config)
         return {
@@ -87,7 +106,7 @@ def pretrain(cfg: Pretrain, run: Run) -> None:
 
     tokenizer = Tokenizer.load(cfg.tokenizer)
     config = cfg.shape(tokenizer.vocab_size)
-    limit = min(cfg.sequence_length, config.max_position_embeddings)
+    limit = cfg.sequence_length
 
     def encoded(example: Example) -> dict[str, Any]:
         text = example if isinstance(example, str) else "\n".join(m.text for m in example)
@@ -97,7 +116,8 @@ def pretrain(cfg: Pretrain, run: Run) -> None:
         return {"tokens": tokens, "trained": trained}
 
     store = RecordStore(run.dir / "records", prepare.schema())
-    ledger = gather(store, cfg.data, lambda number: run.seed("data", number), encoded, run.log)
+    ledger = gather(
+        store, cfg.data, lambda number: run.seed("data", number), encoded, run.log, lambda: run.stop_requested)
     every = prepare.examples(store)
     train, aside = every.split(min(cfg.held_out, len(every) // 10), run.rng("held out").permutation(len(every)))
     if not cfg.mask_documents:

@@ -13,8 +13,9 @@ from fathom.train.schedule import AdamW, Checkpoints
 
 
 class Sft(Settings):
-    """Teaches a model by chats, or by tasks with worked solutions; only the assistant's turns are trained, stop token
-    included. DeepSeek-V3 §5.1. Writes DIR/model and DIR/checkpoints.
+    """Teaches a model by chats, or by tasks with worked solutions.
+
+    Only the assistant's turns are trained, stop token included. DeepSeek-V3 §5.1. Writes DIR/model and DIR/checkpoints.
     """
 
     aliases = {"num_train_epochs": "epochs", "max_length": "sequence_length", "max_seq_length": "sequence_length"}
@@ -47,6 +48,7 @@ class Sft(Settings):
 def sft(cfg: Sft, run: Run) -> None:
     """Trains as `cfg` says; the result is DIR/model."""
     from fathom.core import disk
+    from fathom.core.errors import UsageError
     from fathom.core.records import RecordStore
     from fathom.model import weights
     from fathom.model.cost import cost
@@ -62,7 +64,10 @@ def sft(cfg: Sft, run: Run) -> None:
     device, dtype = place(cfg.device, cfg.dtype, cost(config).parameters)
     model, tokenizer = weights.load(cfg.init, dtype, device)
     model.recompute = cfg.recompute
-    limit = min(cfg.sequence_length, config.max_position_embeddings)
+    limit = cfg.sequence_length
+    if limit > config.max_position_embeddings:
+        raise UsageError(f"sequence_length={limit}: {cfg.init} has {config.max_position_embeddings} positions; set "
+                         f"sequence_length ≤ {config.max_position_embeddings}")
 
     def encoded(example: Example) -> dict[str, Any]:
         tokens, trained = prepare.encode(tokenizer, example)
@@ -71,7 +76,8 @@ def sft(cfg: Sft, run: Run) -> None:
         return {"tokens": tokens, "trained": trained}
 
     store = RecordStore(run.dir / "records", prepare.schema())
-    ledger = gather(store, cfg.data, lambda number: run.seed("data", number), encoded, run.log)
+    ledger = gather(
+        store, cfg.data, lambda number: run.seed("data", number), encoded, run.log, lambda: run.stop_requested)
     every = prepare.examples(store)
     train, aside = every.split(min(cfg.held_out, len(every) // 10), run.rng("held out").permutation(len(every)))
     loader = Loader(train, lambda epoch: run.rng("order", epoch))

@@ -32,7 +32,8 @@ def tokenizer(cfg: TokenizerSettings, run: Run) -> None:
         return {"text": example if isinstance(example, str) else "\n".join(m.text for m in example)}
 
     store = RecordStore(run.dir / "records")
-    ledger = gather(store, cfg.data, lambda number: run.seed("data", number), text, run.log)
+    ledger = gather(
+        store, cfg.data, lambda number: run.seed("data", number), text, run.log, lambda: run.stop_requested)
     learnt = Tokenizer.train((record.data["text"] for record in store.kept()), cfg.vocab_size)
     if learnt.vocab_size < cfg.vocab_size:
         run.log.info("the data has no more pairs to merge: %d tokens", learnt.vocab_size)

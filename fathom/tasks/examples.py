@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fathom.core.chat import Message
-from fathom.core.errors import FathomError, UsageError
+from fathom.core.errors import FathomError, Stopped, UsageError
 from fathom.core.records import Ledger, Record, RecordStore
-from fathom.tasks.maths import BadRow, FileTask
+from fathom.tasks.maths import BadRow, FileTask, explained
 from fathom.tasks.task import Problem, Task, load_task
 
 LONGEST_LINE = 1 << 20
@@ -148,6 +148,8 @@ def example_of(row: Mapping[str, Any]) -> Example:
             raise BadRow("a message is malformed") from None
         if not any(m.role == "assistant" and m.text.strip() for m in chat):
             raise BadRow("no assistant turn")
+        for message in chat:
+            _encodable(message.text, "a message")
         return chat
     if "text" in row:
         return _text(row["text"], "text")
@@ -164,12 +166,21 @@ def _text(value: Any, name: str) -> str:
         raise BadRow(f"{name} is not text")
     if not value.strip():
         raise BadRow(f"{name} is empty")
+    _encodable(value, name)
     return value
+
+
+def _encodable(text: str, name: str) -> None:
+    """Refuses half a surrogate pair, which JSON can spell and no tokenizer can read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadRow(f"{name} is not UTF-8") from None
 
 
 def _lines(path: Path) -> Iterator[bytes]:
     opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rb") as file:
+    with explained(path), opener(path, "rb") as file:
         while line := file.readline(LONGEST_LINE + 1):
             if len(line) > LONGEST_LINE:  # the rest of a line that is too long is skipped, the line is not
                 while line[-1:] != b"\n" and (rest := file.readline(LONGEST_LINE)):
@@ -198,11 +209,12 @@ def _form(path: Path) -> str | None:
 
 def gather(
     store: RecordStore, specs: Sequence[str | Mapping[str, Any]], seed: Callable[[int], int],
-    make: Callable[[Example], dict[str, Any]], log: logging.Logger,
+    make: Callable[[Example], dict[str, Any]], log: logging.Logger, stop: Callable[[], str | None],
 ) -> Ledger:
     """Every record of every source into the store: what `make` makes of its example, or a reject; the ledger, checked.
 
     `make` raises BadRow for what it cannot use. Records already in the store are not touched: a killed stage goes on.
+    `stop` gives a reason to stop, or None: Stopped then, what is done being saved.
     The entries of `specs` are told apart by number, since two may name the same problems with different solutions.
     """
     sources = [load_source(spec, seed(number)) for number, spec in enumerate(specs)]
@@ -215,6 +227,8 @@ def gather(
 
     with store:
         for record in store.todo(records()):
+            if reason := stop():
+                raise Stopped(f"stopped while preparing data ({reason}); the same command continues")
             number, _, name = record.id.partition(":")
             try:
                 made = make(sources[int(number)].example(Record(name, record.data, record.source)))

@@ -59,7 +59,7 @@ def judge_groups(
     """One verdict per completion. Verdicts in the journal are used again, so a replayed step is judged as it was."""
     by_name = {task.name: task for task in tasks}
     flat = [(problem, c.text) for problem, group in zip(asked, groups, strict=True) for c in group]
-    keys = [Journal.key("verdict", problem.id, text) for problem, text in flat]
+    keys = [Journal.key("verdict", problem.task, problem.id, problem.answer, text) for problem, text in flat]
     known: dict[str, Verdict] = {}
     if journal is not None:
         for key in dict.fromkeys(keys):

@@ -20,11 +20,13 @@ import re
 import zlib
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from fathom.core.chat import Message
+from fathom.core.config import neighbour
 from fathom.core.errors import FathomError, UsageError
 from fathom.core.records import Record
 from fathom.judge.extract import boxes
@@ -70,17 +72,20 @@ class FileTask:
         timeout_s: float = 5.0,
     ) -> None:
         self.name = str(data)
+        if test is not None and not isinstance(test, str | Path):
+            raise UsageError(f"test={test!r:.80}: must be a path; name the file of test problems")
         self.data, self.test = _file(data), None if test is None else _file(test)
         if sum(option is not None for option in (test, test_rows, test_share)) > 1:
             raise UsageError(
                 f"{self.name}: give one of test, test_rows and test_share; they say the same thing differently"
             )
         if test_rows is not None and (isinstance(test_rows, bool) or not isinstance(test_rows, int) or test_rows < 1):
-            raise UsageError(f"test_rows={test_rows!r}: a whole number of rows from 1 up")
+            raise UsageError(f"test_rows={test_rows!r:.80}: must be a whole number ≥ 1; give the rows to test on")
         self.test_rows = test_rows
         self.test_share = 0.1 if test_share is None else test_share
-        if not 0 <= self.test_share < 1:
-            raise UsageError(f"test_share={test_share!r}: a share from 0 up to, not including, 1")
+        share = self.test_share
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+            raise UsageError(f"test_share={test_share!r:.80}: must be ≥ 0 and < 1; give the share of rows to test on")
         self.format = _format(self.data)
         self._formats = {self.data: self.format}
         if self.test is not None:
@@ -190,22 +195,31 @@ def _file(path: str | Path) -> Path:
     if path.is_dir():
         raise UsageError(f"{path}: a folder; name a file that ends in .jsonl, .jsonl.gz or .parquet")
     if not path.is_file():
-        raise UsageError(f"{path}: no such file (from {Path.cwd()})")
+        raise UsageError(f"{path}: no such file (from {Path.cwd()}){neighbour(path)}")
     if not path.name.endswith((".jsonl", ".jsonl.gz", ".parquet")):
-        raise UsageError(f"{path}: problems are read from .jsonl, .jsonl.gz and .parquet")
+        raise UsageError(f"{path}: problems are read from .jsonl, .jsonl.gz and .parquet; convert the file")
     return path
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
     """Row number from 1 and the row, or a BadRow in its place."""
+    if path.name.endswith(".parquet"):
+        yield from enumerate(_parquet_rows(path), 1)
+        return
+    opener = gzip.open if path.name.endswith(".gz") else open
+    with explained(path), cast(BinaryIO, opener(path, "rb")) as file:
+        yield from _json_rows(file)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turns what reading a line file may raise into a FathomError that names the file and the remedy."""
     try:
-        if path.name.endswith(".parquet"):
-            yield from enumerate(_parquet_rows(path), 1)
-        else:
-            with cast(BinaryIO, gzip.open(path) if path.name.endswith(".gz") else path.open("rb")) as file:
-                yield from _json_rows(file)
+        yield
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise FathomError(f"{path}: damaged gzip data ({error}); fetch or pack the file again") from error
+    except OSError as error:
+        raise FathomError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
 
 
 def _json_rows(file: BinaryIO) -> Iterator[tuple[int, Any]]:

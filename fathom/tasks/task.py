@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,10 +104,15 @@ def load_task(spec: str | Mapping[str, Any]) -> Task:
     if name.startswith("gym:"):
         from fathom.tasks.gym import GymTask
 
-        return GymTask(name.removeprefix("gym:"), **options)
+        return GymTask(name.removeprefix("gym:"), **options)  # it refuses unknown options itself
     if name.endswith(_FILES):
         from fathom.tasks.maths import FileTask
 
+        own = list(FileTask.__init__.__kwdefaults__ or ())
+        if unknown := [option for option in options if option not in own]:
+            near = difflib.get_close_matches(unknown[0], own, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"a problem file has {', '.join(own)}"
+            raise UsageError(f"{name}: {unknown[0][:80]}: no such option; {hint}")
         return FileTask(name, **options)
     if ":" not in name:
         kind = "a folder" if Path(name).is_dir() else "no such task"

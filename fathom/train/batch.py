@@ -50,7 +50,8 @@ class Batch:
     reference_logp: Tensor | None = None  # [T]
 
 
-WeightRule = Callable[[Sequence[int]], list[float]]  # trained tokens per sequence of the step → coefficient of each token
+# trained tokens of each sequence of the step → coefficient of each of its tokens
+WeightRule = Callable[[Sequence[int]], list[float]]
 
 
 def token_mean(counts: Sequence[int]) -> list[float]:
@@ -93,8 +94,17 @@ def pack(
 
 
 def _continues(before: Example, example: Example) -> bool:
-    """Whether `example` shares a prompt with its predecessor that is worth a segment of its own."""
-    return example.group is not None and example.shared > 1 and before.group == example.group
+    """Whether `example` shares a prompt with its predecessor that is worth a segment of its own.
+
+    Only what cannot change a result is shared: equal tokens, none of them trained (two examples may train them
+    differently, and one segment has one coefficient per token).
+    """
+    n = example.shared
+    return (
+        example.group is not None and n > 1 and before.group == example.group and before.shared == n
+        and np.array_equal(before.tokens[:n], example.tokens[:n])
+        and not before.trained[1:n].any() and not example.trained[1:n].any()
+    )
 
 
 def _lay(
@@ -103,7 +113,12 @@ def _lay(
 ) -> Batch:
     """Lays examples in one row. A shared prompt is one segment, save its last token, whose successors differ: that one
     begins each completion's own segment."""
-    tokens, targets, weight, advantage, sampled, reference = ([] for _ in range(6))
+    tokens: list[np.ndarray] = []
+    targets: list[np.ndarray] = []
+    weight: list[np.ndarray] = []
+    advantage: list[np.ndarray] = []
+    sampled: list[np.ndarray] = []
+    reference: list[np.ndarray] = []
     lengths: list[int] = []
     prefix: list[int | None] = []
     sequence_weight: list[float] = []

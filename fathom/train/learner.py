@@ -49,6 +49,7 @@ class Learner:
         self.best: dict[str, float] | None = None  # held-out loss and its step
         self.parts: dict[str, Tensor] = {}
         self.counts: dict[int, Tensor] = {}
+        self._learnt: list[Batch] = []  # the step's batches, kept on disk should its gradient not be finite
 
     @property
     def folder(self) -> Path:
@@ -56,17 +57,17 @@ class Learner:
         return self.run.dir / "checkpoints"
 
     def steps(self, until: int) -> Iterator[int]:
-        """Step numbers from the first unfinished one to `until`; raises Stopped, state saved, when a stop was asked for."""
+        """Step numbers from the first unfinished one to `until`; raises Stopped, state saved, when that was asked."""
         self.total = until
         self.resume()
         saved = self.done
         while self.done < until:
             step = self.done + 1
             started = time.monotonic()
-            self.parts, self.counts = {}, {}
+            self.parts, self.counts, self._learnt = {}, {}, []
             yield step
             self.done = step
-            self.run.timing(step, seconds=time.monotonic() - started)
+            self.run.timing(step, seconds=time.monotonic() - started, total=until)
             reason = self.run.stop_requested
             if step % self.checkpoints.every == 0 or step == until or reason or self._is_best(step):
                 self.save()
@@ -75,10 +76,12 @@ class Learner:
                 raise Stopped(f"stopped after step {saved} of {until} ({reason}); the same command continues")
 
     def backward(self, loss: Loss, batch: Batch | None = None) -> None:
-        """Adds a micro-batch's gradient; a loss that is not finite stops the run before any update, the batch is kept."""
+        """Adds a micro-batch's gradient; a loss that is not finite stops the run before any update, the batch kept."""
         if not torch.isfinite(loss.total):
-            raise FathomError(self._keep(batch, f"loss={float(loss.total)}"))
-        loss.total.backward()
+            raise FathomError(self._keep([batch] if batch else [], f"loss={float(loss.total)}"))
+        if batch is not None:
+            self._learnt.append(batch)
+        torch.autograd.backward(loss.total)
         for name, value in loss.parts.items():
             self.parts[name] = self.parts.get(name, torch.zeros((), dtype=torch.float64)) + value.double().cpu()
         for layer, count in loss.routing.counts.items():
@@ -88,7 +91,7 @@ class Learner:
         """Updates weights and selection biases; the step's loss terms, gradient norm and learning rate."""
         norm = self.optimiser.gradient_norm()
         if not norm < float("inf"):
-            raise FathomError(self._keep(None, f"gradient norm={norm}"))
+            raise FathomError(self._keep(self._learnt, f"gradient norm={norm}"))
         lr = self.settings.at(self.done + 1, self.total)
         self.optimiser.step(lr, norm)
         if self.settings.bias_speed:
@@ -121,38 +124,53 @@ class Learner:
         folder = self.folder / f"{self.done:06d}"
         if not disk.is_complete(folder):
             checkpoint.save(self.folder, self.done, self.model.state_dict(), self.optimiser.state(), state)
+            # its hash names the whole state, so two runs can be compared without keeping their checkpoints
+            self.run.timing(self.done, checkpoint=disk.digest(folder))
+        self._prune()
+        return folder
+
+    def _prune(self) -> None:
         best = int(self.best["step"]) if self.best and self.checkpoints.best else None
         checkpoint.prune(self.folder, self.checkpoints.keep, best)
-        return folder
 
     def resume(self) -> None:
         """Restores the newest complete checkpoint; without one the metrics begin anew."""
         disk.sweep(self.folder)
         known = checkpoint.steps(self.folder)
+        for path in checkpoint.incomplete(self.folder):
+            self.run.log.warning("%s: has no %s, so it is not whole; left out", path, disk.COMPLETE)
         if not known:
             self.run.rewind(None)
             return
         folder = self.folder / f"{known[-1]:06d}"
         weights, optimiser, state = checkpoint.load(folder)
+        checkpoint.check_state(folder, state, self.tracked)
         if state["threads"] != torch.get_num_threads():
             self.run.log.warning(
                 "the checkpoint was made with %d threads, now %d: the continuation may differ in the last bits",
                 state["threads"], torch.get_num_threads(),
             )
+        checkpoint.check_fit(folder, weights, self.model.state_dict())
+        self.optimiser.check_fit(folder, optimiser)
         self.model.load_state_dict(weights)
         self.optimiser.restore(optimiser)
         for name, thing in self.tracked.items():
             thing.restore(state["tracked"][name])
         self.best, self.done, self.tokens = state["best"], state["step"], state["tokens"]
         self.run.rewind(state["mark"])
+        self._prune()  # a kill may have come between the save and this
         self.run.log.info("continuing after step %d", self.done)
 
-    def _keep(self, batch: Batch | None, what: str) -> str:
+    def _keep(self, batches: Sequence[Batch], what: str) -> str:
         kept = ""
-        if batch is not None:
+        if batches:
             path = self.run.dir / f"nonfinite-{self.done + 1:06d}.safetensors"
-            save_file({"tokens": batch.tokens, "targets": batch.targets, "weight": batch.weight}, path)
-            kept = f" The batch is kept in {path}."
+            names = ("tokens", "targets", "weight", "advantage", "sampled_logp", "reference_logp")
+            save_file({
+                f"{number}/{name}": tensor for number, batch in enumerate(batches)
+                for name in names if (tensor := getattr(batch, name)) is not None
+            }, path)
+            kept = f" What was learnt from is kept in {path}."
         return (f"step {self.done + 1}: {what} is not finite; nothing was updated.{kept} Lower optim.lr or optim.clip, "
                 "then continue from the last checkpoint")
 

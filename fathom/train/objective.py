@@ -25,7 +25,7 @@ class Loss:
 def next_token(model: Transformer, batch: Batch, mtp: float = 0.0, balance: float = 0.0) -> Loss:
     """Cross-entropy of the next token, + `mtp` × that of the token after it, + `balance` × Σ f·P per sequence.
 
-    DeepSeek-V3 §2.2 (eq. 24–25: the second term is divided by the same token count as the first) and §2.1.2 (eq. 17–20).
+    DeepSeek-V3 §2.2 (eq. 24–25: the second term is divided by the same token count as the first), §2.1.2 (eq. 17–20).
     """
     routing = Routing()
     hidden = model(batch.tokens, batch.layout, routing)

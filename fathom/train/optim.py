@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
+from fathom.core.errors import FathomError
 from fathom.model.transformer import Transformer
 from fathom.train.schedule import AdamW
 
@@ -64,6 +67,17 @@ class Optimiser:
                 tensors[f"master/{name}"] = master.detach()
         return tensors
 
+    def check_fit(self, folder: Path, tensors: dict[str, Tensor]) -> None:
+        """Raises FathomError, naming the tensor, where what `state` gave was of another model or number type."""
+        remedy = "it belongs to another model or dtype: put the settings back, or start over with --fresh"
+        for key, value in tensors.items():
+            kind, _, name = key.partition("/")
+            if kind not in ("step", "exp_avg", "exp_avg_sq", "master") or name not in self.masters:
+                raise FathomError(f"{folder}: {key}: not part of the optimiser; {remedy}")
+            if kind != "step" and value.shape != self.masters[name].shape:
+                raise FathomError(f"{folder}: {key}: shape {list(value.shape)}, the model has "
+                                  f"{list(self.masters[name].shape)}; {remedy}")
+
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Puts back what `state` gave."""
         self.adam.state.clear()
@@ -74,7 +88,8 @@ class Optimiser:
                 with torch.no_grad():
                     master.copy_(value)
             else:
-                self.adam.state[master][kind] = value.clone() if kind == "step" else value.to(master.device).clone()
+                # step counts too lie beside their parameter: the fused update reads them there
+                self.adam.state[master][kind] = value.to(master.device).clone()
 
 
 @torch.no_grad()

@@ -17,7 +17,8 @@ def schema() -> Any:
     import pyarrow
 
     return pyarrow.schema([
-        pyarrow.field("tokens", pyarrow.list_(pyarrow.int32())), pyarrow.field("trained", pyarrow.list_(pyarrow.bool_())),
+        pyarrow.field("tokens", pyarrow.list_(pyarrow.int32())),
+        pyarrow.field("trained", pyarrow.list_(pyarrow.bool_())),
     ])
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,9 +14,10 @@ from fathom.core.config import Settings
 class AdamW(Settings):
     """AdamW with a schedule; defaults are DeepSeek-V3's where a tiny model can bear them (model.md §6)."""
 
-    aliases = {"learning_rate": "lr", "max_grad_norm": "clip", "lr_scheduler_type": "schedule",
-               "warmup_steps": "warmup"}
-    elsewhere = {"warmup_ratio": "give the warm-up in steps: warmup=100"}
+    aliases: ClassVar[Mapping[str, str]] = {
+        "learning_rate": "lr", "max_grad_norm": "clip", "lr_scheduler_type": "schedule", "warmup_steps": "warmup",
+    }
+    elsewhere: ClassVar[Mapping[str, str]] = {"warmup_ratio": "give the warm-up in steps: warmup=100"}
 
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     betas: tuple[float, float] = Field((0.9, 0.95), description="decay of the two moments")

@@ -106,7 +106,7 @@ def test_other_settings_are_refused_with_the_differences(tmp_path):
     with pytest.raises(UsageError) as caught:
         start(tmp_path / "r", settings=Sft(lr=0.002), seed=8, inputs={"data": "abd"})
     text = str(caught.value)
-    for part in ("lr: 0.001 → 0.002", "seed: 7 → 8", "inputs.data: abc → abd", "--fresh", "r.1", "--as NAME"):
+    for part in ("lr: 0.001 → 0.002", "seed: 7 → 8", "inputs.data: abc → abd", "--fresh", "r.1", "--dir OTHER"):
         assert part in text
     with pytest.raises(UsageError, match="system: sft → grpo"):
         start(tmp_path / "r", system="grpo")

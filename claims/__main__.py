@@ -1,0 +1,21 @@
+"""Measures every claim whose results are not there yet, and prints the ledger: `python -m claims [--print]`."""
+
+from __future__ import annotations
+
+import sys
+
+from claims import grpo_lifts_accuracy
+
+CLAIMS = (grpo_lifts_accuracy,)
+
+
+def main() -> None:
+    """Measures what is missing (each arm and seed is saved as it finishes), then prints every verdict."""
+    for claim in CLAIMS:
+        if "--print" not in sys.argv:
+            claim.measure()
+        print(claim.ledger())
+
+
+if __name__ == "__main__":
+    main()
