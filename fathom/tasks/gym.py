@@ -22,7 +22,7 @@ from fathom.judge.maths import judge_number
 from fathom.judge.pool import Broken, Pool
 from fathom.judge.verdict import Verdict
 from fathom.tasks.gym_answers import REFUSED, unsafe
-from fathom.tasks.solutions import MANNERS, SOLVED_BY_HAND, evaluate, expression_of, manner_of, worked
+from fathom.tasks.solutions import SOLVED_BY_HAND, evaluate, expression_of, manner_of, worked
 from fathom.tasks.task import Problem, Split
 
 _INTEGER = re.compile(r"-?(?:0|[1-9]\d*)")
@@ -39,9 +39,10 @@ class GymTask:
     """One reasoning-gym task: `GymTask("chain_sum", min_terms=2, hold_out=0.1, think="steps")`.
 
     Options are the data set's own settings and three of ours:
-    hold_out: share of the integers from 10 up that training never sees. Train problems use none of them, test problems
-        use only them, at least two; single digits are in both. At 0 the splits differ by seed alone and may overlap.
-    think: how worked solutions are written: steps, direct, or mixed (by id, half and half); without it there are none.
+    hold_out: share of the integers that training never sees. Train problems use none of them, test problems use only
+        them, at least two. At 0 the splits differ by seed alone and may overlap.
+    think: how worked solutions are written: steps, columns, direct, or two of them as columns/direct, half and half;
+        without it there are none.
     timeout_s: seconds that the data set's own judge may take for one answer.
 
     `skipped` counts, by reason, the drawn problems that were not given out by this object.
@@ -55,8 +56,8 @@ class GymTask:
         self.skipped: Counter[str] = Counter()
         if isinstance(hold_out, bool) or not isinstance(hold_out, int | float) or not 0 <= hold_out < 1:
             raise UsageError(f"hold_out={hold_out!r}: a share of integers from 0 up to, not including, 1")
-        if think is not None and think not in MANNERS:
-            raise UsageError(f"think={think!r}: no such manner; use one of {', '.join(MANNERS)}")
+        if think is not None:
+            manner_of("", think)
         if think is not None and task not in SOLVED_BY_HAND:
             raise UsageError(
                 f"think={think}: {self.name} has no worked solutions; "
@@ -123,14 +124,12 @@ class GymTask:
         return Problem(name, (Message("user", question),), str(answer), self.name, solution, meta)
 
     def _belongs(self, question: str, split: Split) -> bool:
-        large = 0
+        found = 0
         for digits in _NUMBERS.findall(question):
-            number = digits.lstrip("0")
-            if len(number) > 1:
-                if held_out(self.gym, number, self.hold_out) is (split == "train"):
-                    return False
-                large += 1
-        return split == "train" or large >= 2
+            if held_out(self.gym, digits.lstrip("0") or "0", self.hold_out) is (split == "train"):
+                return False
+            found += 1
+        return split == "train" or found >= 2
 
     def judge(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
         """Verdicts on completions. Whole-number answers are compared as numbers, all others by the task's own judge.

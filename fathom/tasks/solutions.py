@@ -9,7 +9,7 @@ from typing import Literal
 from fathom.core.errors import FathomError, UsageError
 
 Manner = Literal["steps", "columns", "direct"]
-MANNERS = ("steps", "columns", "direct", "mixed")
+MANNERS: tuple[Manner, ...] = ("steps", "columns", "direct")
 SOLVED_BY_HAND = ("chain_sum", "basic_arithmetic")  # the gym tasks whose questions are one expression of + - * / ( )
 
 _EXPRESSION = re.compile(r"[-(\d](?:[\d\s+\-*/().]*[\d)])?")
@@ -28,17 +28,19 @@ def answer_format(thinking: str, answer: str) -> str:
 
 
 def manner_of(problem_id: str, think: str) -> Manner:
-    """How this problem is worked under `think`; for "mixed" a hash of its id decides, half and half."""
-    match think:
-        case "steps":
-            return "steps"
-        case "direct":
-            return "direct"
-        case "columns":
-            return "columns"
-        case "mixed":
-            return "columns" if hashlib.sha256(f"manner:{problem_id}".encode()).digest()[0] % 2 else "direct"
-    raise UsageError(f"think={think!r}: no such manner; use one of {', '.join(MANNERS)}")
+    """How this problem is worked under `think`: a manner, or two as "columns/direct", half and half by a hash of its id.
+
+    UsageError where it is neither.
+    """
+    named = think.split("/")
+    manners = [manner for manner in MANNERS if manner in named]
+    if not 1 <= len(named) <= 2 or len(manners) != len(named):
+        raise UsageError(
+            f"think={think!r}: no such manner; use one of {', '.join(MANNERS)}, or two as steps/direct for half of each"
+        )
+    if len(manners) == 1:
+        return manners[0]
+    return manners[hashlib.sha256(f"manner:{problem_id}".encode()).digest()[0] % 2]
 
 
 def expression_of(problem_text: str) -> str:
@@ -150,7 +152,7 @@ def worked(problem_text: str, answer: str, manner: Manner) -> str:
         return answer_format("\n".join(lines), str(value))
     if manner == "columns":
         return answer_format("\n".join(columns(expression_of(problem_text))), str(value))
-    raise UsageError(f"manner={manner!r}: a single solution is written in {', '.join(MANNERS[:-1])}")
+    raise UsageError(f"manner={manner!r}: a single solution is written in {', '.join(MANNERS)}")
 
 
 def columns(expression: str) -> list[str]:

@@ -16,8 +16,9 @@ TOKENIZER = tokenizer()
 IDS = {token: TOKENIZER.backend.token_to_id(token) for token in (*CONTROL, *MARKS)}
 
 # every code point that UTF-8 can hold, and the pieces that could be mistaken for structure
-PIECES = st.text(st.characters(exclude_categories=("Cs",)), max_size=40) | st.sampled_from(
-    [*CONTROL, *MARKS, "🙂", "１２3", "👩‍👩‍👧", "\x00", "\r\n", "\ue0000\ue001", "\ue0001\ue001", "{{ bos_token }}", "  "])
+CHARACTERS = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
+ODD = ["🙂", "１２3", "👩‍👩‍👧", "\x00", "\r\n", "\ue0000\ue001", "\ue0001\ue001", "{{ bos_token }}", "  "]
+PIECES = CHARACTERS | st.sampled_from([*CONTROL, *MARKS, *ODD])
 TEXTS = st.lists(PIECES, max_size=6).map("".join)
 
 
@@ -124,12 +125,12 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         TOKENIZER.chat([user("hello")])
     with pytest.raises(FathomError, match="vocab_size=64"):
         Tokenizer.train(CORPUS, 64)
-    with pytest.raises(FathomError, match=r"no such file.*tokenizer.json"):
+    with pytest.raises(FathomError, match=r"tokenizer.json: no such file"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(FathomError, match="not a tokenizer"):
         Tokenizer.load(tmp_path)
-    with pytest.raises(FathomError, match="valid Jinja"):
+    with pytest.raises(FathomError, match="Jinja"):
         Tokenizer(TOKENIZER.backend, "{% for %}")
     with pytest.raises(FathomError, match=r"message 0 \(system\) does not appear"):
         Tokenizer(TOKENIZER.backend, "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}").prompt(

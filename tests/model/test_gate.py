@@ -138,14 +138,15 @@ def test_counts_are_those_of_the_biased_choice() -> None:
 @pytest.mark.parametrize("inner", [8, 12, 13], ids=lambda n: f"experts of width {n}")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_fused_products_are_the_loop(inner: int, dtype: torch.dtype) -> None:
-    """Widths that the fused kernel refuses (rows of other than 16-byte multiples) go through the loop, not into an error;
-    some experts get no token at all."""
+    """Widths that the fused kernel refuses (rows of other than 16-byte multiples) go through the loop, not into an
+    error; some experts get no token at all."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(20, 16, generator=generator).to(dtype)
     weight = torch.randn(5, inner, 16, generator=generator).to(dtype)
     counts = torch.tensor([7, 0, 12, 1, 0])
     found = grouped_matmul(x, weight.mT, counts)
-    expected = torch.cat([rows.double() @ w.double().mT for rows, w in zip(x.split(counts.tolist()), weight, strict=True)])
+    pieces = zip(x.double().split(counts.tolist()), weight.double(), strict=True)
+    expected = torch.cat([rows @ matrix.mT for rows, matrix in pieces])
     # 16 products of order 1 in FP32; BF16 rounds the result to 8 bits, 2^-8 of values up to 16
     tolerance = 1e-5 if dtype == torch.float32 else 2**-7
     assert_within(found.double(), expected, tolerance)

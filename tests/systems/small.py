@@ -9,14 +9,17 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from fathom.core import disk
+from fathom.core.chat import Message
 from fathom.core.records import RecordStore
 from fathom.core.run import read_manifest
+from fathom.judge.verdict import Verdict
+from fathom.tasks.task import Problem
 
 HERE = Path(__file__).parent
 SUMS = {"task": "gym:chain_sum", "min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
@@ -35,6 +38,21 @@ ENVIRONMENT = {
 def digits(answered: Sequence[Any]) -> list[float | None]:
     """A reward that an untrained model meets: the share of digits in the text, so that groups are not flat."""
     return [sum(c.isdigit() for c in a.text) / max(1, len(a.text)) for a in answered]
+
+
+class Broken:
+    """A task whose judge never manages to judge."""
+
+    name = "small:Broken"
+
+    def problems(self, split: str, limit: int | None = None, seed: int = 0) -> Iterator[Problem]:
+        """Sums."""
+        for i in range(limit or 10):
+            yield Problem(f"p{i}", (Message("user", f"{i} + {i} ="),), str(2 * i), self.name)
+
+    def judge(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+        """No verdict at all."""
+        return [Verdict.failed("out of order") for _ in items]
 
 
 @dataclass(frozen=True)

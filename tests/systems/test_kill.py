@@ -243,7 +243,7 @@ def test_grpo_asks_every_problem_once_and_in_order(small, twins, place):
     twin = twins.of("grpo")
     words = ("grpo", settings, "--dir", place / "run")
     lines = place / "run" / "metrics.jsonl"
-    for number in (3, 8, 14):
+    for number in (4, 13):
         assert small.forks[0].run(*words, signal=SIGKILL, file=str(lines), lines=number).code == -SIGKILL
     assert small.forks[0].run(*words).code == 0
     assert differing(kept(place / "run"), twin) == []
@@ -303,11 +303,12 @@ def test_every_system_stops_at_sigterm_and_continues_exactly(small, twins, place
 def test_a_signal_while_data_is_prepared_is_heard_at_once(small, place, system):
     data = [{**SUMS, "max_digits": 3, "think": "steps", "count": 20_000}]
     words = (system, small.settings(system, data=data), "--dir", place / "run")
-    log = place / "run" / "logs" / "attempt-1.log"
-    first = small.forks[0].run(*words, signal=SIGTERM, file=str(log), lines=2, commit_every=50)
-    assert first.code == 75 and "prepar" in first.said, first.said
-    store = RecordStore(place / "run" / "records")
-    assert 0 < store.ledger().inputs < 20_000
+    commit = place / "run" / "records" / "000001" / "COMPLETE"
+    first = small.forks[0].run(*words, signal=SIGTERM, file=str(commit), lines=1, commit_every=50)
+    assert first.code == 75 and "stopped while preparing data (SIGTERM)" in first.said, first.said
+    ledger = RecordStore(place / "run" / "records").ledger()
+    ledger.check()
+    assert 50 <= ledger.inputs < 20_000
 
 
 def test_the_time_limit_exits_75_and_continues_exactly(small, twins, place):
@@ -392,6 +393,16 @@ def kept_without(directory: Path, checkpoint: str) -> dict[str, Any]:
     return kept(directory)
 
 
+def test_an_evaluation_that_could_not_be_judged_says_so_each_time(small, place):
+    """A finished run is skipped with exit code 0, so one that failed its audit must never count as finished."""
+    settings = small.settings("evaluate", tasks=["small:Broken"], problems=6)
+    for _ in range(2):
+        said = small.forks[0].run("evaluate", settings, "--dir", place / "run")
+        assert said.code == 3 and "100.0 % of the answers could not be judged" in said.said
+    assert read_manifest(place / "run")["status"] == "failed"
+    assert RecordStore(place / "run" / "records").ledger().inputs == 6
+
+
 # A recipe.
 
 
@@ -402,14 +413,14 @@ def test_a_recipe_whose_stage_is_killed_skips_what_is_done_and_continues(small, 
     }}
     (place / "r.yaml").write_text(json.dumps(recipe))
     words = ("run", place / "r.yaml", "--dir", place / "r", "--quiet")
-    command = [sys.executable, "-m", "fathom", *map(str, words)]
-    with open(place / "said", "wb") as said, subprocess.Popen(command, env=ENVIRONMENT, stderr=said) as runner:
+    with ThreadPoolExecutor(1) as pool:
+        runner = pool.submit(small.forks[0].run, *words)
         wait_for_lines(place / "r" / "base" / "metrics.jsonl", 8)
         os.kill(json.loads((place / "r" / "base" / "LOCK").read_text())["pid"], SIGKILL)
-        assert runner.wait(60) == 1
-    assert "stage base: ended with exit code -9" in (place / "said").read_text()
+        first = runner.result()
+    assert first.code == 1 and "stage base: ended with exit code -9" in first.said
     manifest = (place / "r" / "words" / "manifest.json").read_bytes()
-    again = plain(place, *words)
+    again = small.forks[0].run(*words)
     assert again.code == 0, again.said
     assert (place / "r" / "words" / "manifest.json").read_bytes() == manifest
     statuses = [attempt["status"] for attempt in read_manifest(place / "r" / "base")["attempts"]]

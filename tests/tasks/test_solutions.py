@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fathom.core.errors import FathomError, UsageError
 from fathom.judge.extract import Extracted, extract
-from fathom.tasks.solutions import evaluate, expression_of, manner_of, worked
+from fathom.tasks.solutions import columns, evaluate, expression_of, manner_of, worked
 
 CHAIN = "State the final answer to the following arithmetic problem: {} ="
 
@@ -78,8 +78,27 @@ def test_refusals() -> None:
 
 
 def test_mixed_is_half_and_half_and_keeps_to_the_problem() -> None:
-    manners = [manner_of(f"{i:016x}", "mixed") for i in range(1000)]
+    manners = [manner_of(f"{i:016x}", "steps/direct") for i in range(1000)]
     assert 430 < manners.count("steps") < 570
-    assert manners == [manner_of(f"{i:016x}", "mixed") for i in range(1000)]
+    assert manners == [manner_of(f"{i:016x}", "steps/direct") for i in range(1000)]
     with pytest.raises(UsageError, match="think='step'"):
         manner_of("a", "step")
+
+
+@pytest.mark.property
+@given(st.lists(st.integers(0, 99_999), min_size=2, max_size=6))
+def test_columns_arrive_at_the_sum(terms: list[int]) -> None:
+    lines = columns(" + ".join(map(str, terms)))
+    totals = [int(line.rpartition("=")[2]) for line in lines]
+    assert int(f"{totals[-1]}" + "".join(str(total % 10) for total in reversed(totals[:-1]))) == sum(terms)
+    for line in lines:  # every running total is the one before it plus the digit
+        value, *steps = re.split(r"[+=]", line)
+        for digit, total in zip(steps[::2], steps[1::2], strict=True):
+            assert int(value) + int(digit) == int(total)
+            value = total
+
+
+@pytest.mark.parametrize("expression", ["47 - 12", "2 * 3", "-4 + 5", "12"])
+def test_columns_are_for_sums(expression: str) -> None:
+    with pytest.raises(FathomError, match="only sums"):
+        columns(expression)
