@@ -1,9 +1,9 @@
-"""GRPO on checked problems lifts a small taught model on problems that it never saw; more of the same teaching does not.
+"""GRPO on checked problems lifts a small taught model on problems it never saw; more of the same teaching does not.
 
 DeepSeekMath §4 and §5.2.2: reinforcement learning lifts what the model already samples (maj@k more than pass@k).
 Experiment: the demo's recipe on seeds 1, 2, 3: accuracy on 500 held-out problems × 8 samples after SFT and after GRPO,
-and beside it SFT continued on its own 2,000 examples for as long as GRPO took on the clock. Holds where GRPO − SFT is at
-least 20 points with 95 % intervals that do not touch, on every seed. About 6 minutes a seed on 2 cores.
+and beside it SFT continued on its own 2,000 examples for as long as GRPO took on the clock. Holds where GRPO − SFT is
+at least 20 points with 95 % intervals that do not touch, on every seed. About 6 minutes a seed on 2 cores.
 
     python -m claims.grpo_lifts_accuracy
 """

@@ -1,7 +1,7 @@
 """Which part of a completion is its answer. Nothing is guessed: the last number of a text is not an answer.
 
-The policy is specs/rl.md §7.1's "RL default": thinking is cut off first, the last balanced box counts, and a text that
-sprays boxes gets nothing. Reasons of `Unread` are few and stable because reports count them.
+Thinking is cut off first, the last balanced box counts, and a text that sprays boxes gets nothing. Reasons of `Unread`
+are few and stable because reports count them.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def extract(text: str, final: str = "auto") -> Extracted | Unread:
     """The answer that `text` commits to, or why there is none.
 
     `final` is the form to look for: answer_tag, boxed, hash (`#### 7`), phrase ("the answer is 7"), or auto, which
-    takes the first of these, in this order, that the text uses. Source: specs/rl.md §7.1.
+    takes the first of these, in this order, that the text uses.
     """
     if final not in FINALS:
         raise UsageError(f"final={final!r}: not a way to give an answer; use one of {', '.join(FINALS)}")

@@ -1,6 +1,6 @@
-r"""Mathematical answers against a known one: numbers here and at once, everything else in processes that can be killed.
+r"""Mathematical answers against a known one: numbers here and at once, all else in processes that can be killed.
 
-Policy (specs/rl.md §7.4): values must be equal; only where the gold answer is a decimal, and the answer is no integer, a
+Policy: values must be equal; only where the gold answer is a decimal, and the answer is no integer, a
 relative 1e-4 is allowed for rounding. No factor of 100 for percents, no mixing of bracket kinds by us, no absolute
 tolerance. Every leniency of that sort is a reward that training finds.
 """

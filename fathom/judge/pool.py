@@ -1,6 +1,6 @@
 """Processes that may hang, crash or eat memory without harm: the parent kills them and judging goes on.
 
-Signals cannot interrupt sympy inside C code (specs/rl.md §7.3), so nothing here relies on alarms: the parent watches
+Signals cannot interrupt sympy inside C code, so nothing here relies on alarms: the parent watches
 the clock and kills. Plain subprocesses with a pipe are used, not multiprocessing: a spawned child would import the
 user's main script, and a forked one would inherit torch's threads.
 """
@@ -18,6 +18,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -53,10 +54,8 @@ class _Worker:
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
-                try:
+                with suppress(BrokenPipeError):  # bytes it never read; it is dead anyway
                     stream.close()
-                except BrokenPipeError:  # bytes it never read; it is dead anyway
-                    pass
 
 
 def _kill_all(workers: list[_Worker], owner: int | None = None) -> None:

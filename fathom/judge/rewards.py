@@ -41,8 +41,8 @@ def accuracy(answered: Sequence[Answered]) -> list[float | None]:
 def format(answered: Sequence[Answered]) -> list[float | None]:
     """1 for exactly one think pair, then exactly one answer pair, only blanks around, ended by the model; else 0.
 
-    DeepSeek-R1 §2.2.2. Blanks between tags are free: demanding newlines would be a rule that the prompt never states
-    (specs/rl.md §11). Where the prompt itself ends in `<think>`, the completion starts inside the pair.
+    DeepSeek-R1 §2.2.2. Blanks between tags are free: demanding newlines would be a rule that the prompt never states.
+    Where the prompt itself ends in `<think>`, the completion starts inside the pair.
     """
     return [1.0 if _well_formed(one) else 0.0 for one in answered]
 

@@ -17,7 +17,7 @@ def _parse(text: str) -> list[Any]:
 
 @functools.lru_cache(maxsize=4096)
 def _gold(gold: str) -> tuple[Any, ...]:
-    # A gold outside a LaTeX environment stays unparsed (specs/rl.md §7.3).
+    # A gold outside a LaTeX environment stays unparsed.
     return tuple(_parse(_in_latex(gold)))
 
 

@@ -1,4 +1,4 @@
-"""The child side of `fathom.judge.pool`: reads one JSON item a line, answers one JSON line each. Run by the pool only."""
+"""The child side of `fathom.judge.pool`: reads one JSON item a line, answers one JSON line each; only the pool runs it."""
 
 from __future__ import annotations
 

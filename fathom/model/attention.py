@@ -30,7 +30,7 @@ class RMSNorm(nn.Module):
 def attend(q_THC: Tensor, k_TGC: Tensor, v_TGV: Tensor, layout: Layout, scale: float) -> Tensor:
     """Causal attention of every token to its sequence: [T, H, V]. G key/value heads, each serving H/G query heads.
 
-    The narrower of keys and values is padded: the CPU's flash path needs equal widths (feasibility.md §1).
+    The narrower of keys and values is padded: the CPU's flash path needs equal widths (docs/log.md).
     """
     heads, v_width = q_THC.shape[1], v_TGV.shape[2]
     width = max(q_THC.shape[2], v_width)
@@ -108,7 +108,7 @@ class LatentAttention(nn.Module):
         past_BSC = layout.cache.layers[layer][0][:, :longest]
         weight_HOR = self.kv_b_proj.weight.view(self.heads, -1, self.latent)
         w_uk_HCR, w_uv_HVR = weight_HOR[:, : self.nope], weight_HOR[:, self.nope:]
-        # (W_UK c)·q = c·(W_UKᵀ q): the two factors stay apart, their product would be larger (model.md §2.4)
+        # (W_UK c)·q = c·(W_UKᵀ q): the two factors stay apart, their product would be larger
         q_latent_BHR = torch.einsum("bhc,hcr->bhr", q_nope_BHC, w_uk_HCR)
         scores_BHS = torch.cat((q_latent_BHR, q_rope_BHP), dim=-1) @ past_BSC.mT * self.scale
         scores_BHS = scores_BHS.masked_fill(~past_mask(layout, longest)[:, None, :], float("-inf"))

@@ -6,7 +6,7 @@ import torch
 
 from fathom.core.errors import UsageError
 
-FULL_PRECISION_BELOW = 12_000_000  # parameters: on a CPU, smaller models are faster in FP32 (feasibility.md §0)
+FULL_PRECISION_BELOW = 12_000_000  # parameters: on a CPU, smaller models are faster in FP32 (docs/log.md)
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64, "float16": torch.float16}
 
 

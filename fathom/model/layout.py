@@ -22,7 +22,7 @@ from torch import Tensor
 from fathom.model.config import ModelConfig
 
 LONGEST_GATHERED = 512  # longer sequences go singly: padding them costs more than a call
-MOST_PADDING = 1.25  # cells of a rectangle per token in it (feasibility.md §1: a call per short sequence is 20× slower)
+MOST_PADDING = 1.25  # cells of a rectangle per token in it (a call per short sequence: 20× slower)
 
 
 class Cache:

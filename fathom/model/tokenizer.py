@@ -27,7 +27,7 @@ USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
 CONTROL = (BOS, EOS, PAD, USER, ASSISTANT)
 MARKS = ("<think>", "</think>", "<answer>", "</answer>")  # one token each, but text like any other
 
-# DeepSeek-V3's form (model.md §10.2): system text first, then turns, the end token after each assistant turn
+# DeepSeek-V3's form: system text first, then turns, the end token after each assistant turn
 TEMPLATE = (
     "{{ bos_token }}"
     "{% for m in messages %}"

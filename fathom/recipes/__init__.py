@@ -5,8 +5,9 @@
       base: {run: pretrain, tokenizer: words, data: [{task: "gym:chain_sum", count: 1000}], tokens: 2e6}
       cold: {run: sft, init: base, data: [worked.jsonl]}
 
-What stands under `define` is meant as "$name", and given on the command line as name=value. Where a setting is a directory (`init`, `tokenizer`, `model` of evaluate) the name of an earlier stage stands for that
-stage's model; in `data` it stands for the records that the stage kept.
+What stands under `define` is meant by "$name" and given on the command line as name=value. Where a setting is a
+directory (`init`, `tokenizer`, `model` of evaluate) the name of an earlier stage stands for that stage's model; in
+`data` it stands for the records that the stage kept.
 """
 
 from __future__ import annotations

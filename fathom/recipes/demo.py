@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,10 +102,8 @@ def proof(recipe: Recipe, stage: Stage) -> str:
             time.sleep(POLL_S)
 
     if not checkpoints(folder).get(COMPARED):
-        try:
+        with suppress(Stopped):  # as asked
             recipes.run_stage(twin, stage, quiet=True, watch=stop)
-        except Stopped:
-            pass  # as asked
     ours, theirs = checkpoints(recipe.directory / stage.name)[COMPARED], checkpoints(folder)[COMPARED]
     text = json.dumps({"stage": stage.name, "step": COMPARED, "killed and resumed": ours, "uninterrupted": theirs})
     disk.write_atomic(twin.directory / "proof.json", text)

@@ -101,7 +101,8 @@ CHARTS = (
         "seconds",
     ),
 )
-QUIET = {"step", "expert_load", "reward_std", "tokens", "total", "checkpoint", "sampled_tokens"}  # drawn elsewhere, or an axis rather than a curve
+# drawn elsewhere, or an axis rather than a curve
+QUIET = {"step", "expert_load", "reward_std", "tokens", "total", "checkpoint", "sampled_tokens"}  
 PARTS = ("warm", "teal", "violet", "right", "wrong")
 
 

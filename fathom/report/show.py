@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
 from fathom.core.errors import UsageError
 from fathom.report.read import Row, RunDir, Stage, prompt_text, read_run
+
+if TYPE_CHECKING:
+    from fathom.model.tokenizer import Tokenizer
 
 STYLES = {"right": "green", "wrong": "red", "unread": "yellow", "failed": "magenta"}
 MARKS = {"right": "✓", "wrong": "✕", "unread": "?", "failed": "!"}
@@ -51,8 +54,8 @@ def show(
 
 
 class _Record:
-    def __init__(self, row: Row) -> None:
-        self.row = row
+    def __init__(self, row: Row, tokenizer: Tokenizer | None = None) -> None:
+        self.row, self.tokenizer = row, tokenizer
 
     def lines(self, width: int) -> Iterator[Text]:
         row = self.row
@@ -61,6 +64,10 @@ class _Record:
         )
         if row.reason is not None:
             yield Text(f"rejected: {row.reason}", style="yellow")
+        if self.tokenizer is not None and isinstance(row.data.get("trained"), list):
+            yield self._coloured(self.tokenizer, row.data["tokens"], row.data["trained"])
+            yield Text("")
+            return
         for name, value in row.data.items():
             if value is None:
                 continue
@@ -71,6 +78,17 @@ class _Record:
                 )
             yield Text(f"{name}: ", style="cyan") + Text(cut(text, width))
         yield Text("")
+
+
+    @staticmethod
+    def _coloured(tokenizer: Tokenizer, tokens: Sequence[int], trained: Sequence[bool]) -> Text:
+        """The example as the model sees it, control tokens too: what it is trained to produce in green, the rest dim."""
+        text = Text()
+        for mask, run in itertools.groupby(zip(tokens, trained, strict=True), key=lambda pair: pair[1]):
+            said = tokenizer.backend.decode([token for token, _ in run], skip_special_tokens=False)
+            text.append(cut(said, 4000), style="green" if mask else "dim")
+        text.append(f"\n{sum(trained)} of {len(tokens)} tokens trained (green)", style="dim italic")
+        return text
 
 
 class _Problem:
@@ -110,7 +128,21 @@ def _items(stage: Stage, outcome: str | None, step: int | None) -> Iterable[_Rec
         return _problems(stage.samples(), "group", outcome, step)
     if stage.scores:
         return _problems((row.data for row in stage.kept()), "samples", outcome, None)
-    return map(_Record, stage.kept()) if outcome is None and step is None else ()
+    if outcome is not None or step is not None:
+        return ()
+    tokenizer = _tokenizer(stage)
+    return (_Record(row, tokenizer) for row in stage.kept())
+
+
+def _tokenizer(stage: Stage) -> Tokenizer | None:
+    """The tokenizer that a training stage read, where it still lies where the settings say."""
+    for name in ("tokenizer", "init"):
+        path = stage.settings.get(name)
+        if isinstance(path, str) and (Path(path) / "tokenizer.json").is_file():
+            from fathom.model.tokenizer import Tokenizer  # of the extra `model`, which a reader of runs may lack
+
+            return Tokenizer.load(Path(path))
+    return None
 
 
 def _problems(rows: Iterable[dict[str, Any]], name: str, outcome: str | None, step: int | None) -> Iterator[_Problem]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,7 +20,7 @@ class Distill(Settings):
     Writes DIR/records: chats ready for `fathom sft data=[DIR]`, and every problem that gave none, by reason.
     """
 
-    aliases = {"num_generations": "n"}
+    aliases: ClassVar[Mapping[str, str]] = {"num_generations": "n"}
 
     init: Path = Field(description="the teacher's model directory")
     tasks: tuple[str | dict[str, Any], ...] = Field(min_length=1, description="where the training problems come from")

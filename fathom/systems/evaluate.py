@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -20,8 +21,8 @@ class Evaluate(Settings):
     The headline is right / all asked; over 1 % not judged exits with 3.
     """
 
-    aliases = {"num_samples": "k", "limit": "problems"}
-    elsewhere = {
+    aliases: ClassVar[Mapping[str, str]] = {"num_samples": "k", "limit": "problems"}
+    elsewhere: ClassVar[Mapping[str, str]] = {
         "temperature": "it belongs to sampling: sampling.temperature=0.6",
         "max_tokens": "it belongs to sampling: sampling.max_tokens=256",
     }

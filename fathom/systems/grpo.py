@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -30,9 +30,9 @@ class Grpo(Settings):
     without any group left updates nothing and says so. Writes DIR/model, DIR/checkpoints, DIR/samples.
     """
 
-    aliases = {"num_generations": "group", "max_steps": "steps", "beta": "kl", "epsilon": "clip",
+    aliases: ClassVar[Mapping[str, str]] = {"num_generations": "group", "max_steps": "steps", "beta": "kl", "epsilon": "clip",
                "epsilon_high": "clip_high", "reward_funcs": "rewards"}
-    elsewhere = {
+    elsewhere: ClassVar[Mapping[str, str]] = {
         "learning_rate": "it belongs to the optimiser: optim.lr=0.0003",
         "lr": "it belongs to the optimiser: optim.lr=0.0003",
         "max_completion_length": "it belongs to sampling: sampling.max_tokens=256",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -21,8 +22,8 @@ class Pretrain(Settings):
     DeepSeek-V3 §2 and §4.2. Writes DIR/model and DIR/checkpoints; metrics in DIR/metrics.jsonl.
     """
 
-    aliases = {"max_tokens": "tokens"}
-    elsewhere = {
+    aliases: ClassVar[Mapping[str, str]] = {"max_tokens": "tokens"}
+    elsewhere: ClassVar[Mapping[str, str]] = {
         "batch_size": "the step is counted in tokens here: tokens_per_step=8192",
         "per_device_train_batch_size": "the step is counted in tokens here: tokens_per_step=8192",
         "learning_rate": "it belongs to the optimiser: optim.lr=0.003",

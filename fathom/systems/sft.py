@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -18,8 +19,8 @@ class Sft(Settings):
     Only the assistant's turns are trained, stop token included. DeepSeek-V3 §5.1. Writes DIR/model and DIR/checkpoints.
     """
 
-    aliases = {"num_train_epochs": "epochs", "max_length": "sequence_length", "max_seq_length": "sequence_length"}
-    elsewhere = {
+    aliases: ClassVar[Mapping[str, str]] = {"num_train_epochs": "epochs", "max_length": "sequence_length", "max_seq_length": "sequence_length"}
+    elsewhere: ClassVar[Mapping[str, str]] = {
         "batch_size": "the step is counted in tokens here: tokens_per_step=4096",
         "per_device_train_batch_size": "the step is counted in tokens here: tokens_per_step=4096",
         "learning_rate": "it belongs to the optimiser: optim.lr=0.001",

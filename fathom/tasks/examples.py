@@ -1,4 +1,4 @@
-"""Sources of examples to learn from: tasks with worked solutions, chats and texts in files, records of earlier stages."""
+"""Sources of examples: tasks with worked solutions, chats and texts in files, records of earlier stages."""
 
 from __future__ import annotations
 

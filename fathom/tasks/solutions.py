@@ -28,7 +28,7 @@ def answer_format(thinking: str, answer: str) -> str:
 
 
 def manner_of(problem_id: str, think: str) -> Manner:
-    """How this problem is worked under `think`: a manner, or two as "columns/direct", half and half by a hash of its id.
+    """How this problem is worked under `think`: a manner, or two as "columns/direct", half and half by its id's hash.
 
     UsageError where it is neither.
     """

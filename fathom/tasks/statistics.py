@@ -33,7 +33,7 @@ def maj_at_k(answers: Sequence[str | None], right: Sequence[bool]) -> bool:
     """Whether the most frequent answer is right; `None` stands for an answer that could not be read.
 
     Answers are normalised before they vote. Unread answers never win, however many; a tie goes to the answer that
-    appeared first (specs/rl.md §6). The verdict is that of the winner's first appearance.
+    appeared first (our rule; the papers are silent). The verdict is that of the winner's first appearance.
     """
     if len(answers) != len(right):
         raise UsageError(f"maj@k: {len(answers)} answers but {len(right)} verdicts; one of each per sample")
@@ -67,7 +67,7 @@ def _wilson(k: float, n: int) -> tuple[float, float]:
 
 
 def bootstrap_mean(values: Sequence[float], resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """Percentile 95 % interval (low, high) of the mean, resampling problems: one value per problem, e.g. its share right.
+    """Percentile 95 % interval (low, high) of the mean, resampling problems: one value each, e.g. its share right.
 
     Samples of one problem are not independent, so problems are what is drawn. Equal values would give an interval of
     width 0; where they are all 0 or all 1 Wilson over the number of problems is returned instead.

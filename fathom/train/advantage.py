@@ -11,7 +11,7 @@ from fathom.core.chat import Completion
 from fathom.core.errors import UsageError
 from fathom.train.batch import Example
 
-STD_FLOOR = 1e-4  # added to the deviation; the paper is silent, this is the field's convention (rl.md §1.2)
+STD_FLOOR = 1e-4  # added to the deviation; the paper is silent, this is the field's convention
 
 
 def of_group(rewards: Sequence[float | None], normalise: Literal["std", "none"] = "std") -> list[float | None]:

@@ -12,7 +12,7 @@ from fathom.core.config import Settings
 
 
 class AdamW(Settings):
-    """AdamW with a schedule; defaults are DeepSeek-V3's where a tiny model can bear them (model.md §6)."""
+    """AdamW with a schedule; defaults are DeepSeek-V3's where a tiny model can bear them (§4.2)."""
 
     aliases: ClassVar[Mapping[str, str]] = {
         "learning_rate": "lr", "max_grad_norm": "clip", "lr_scheduler_type": "schedule", "warmup_steps": "warmup",

@@ -1,4 +1,4 @@
-"""The judge as a whole: specs/rl.md §7.3's table, the four outcomes, real pairs where they are at hand."""
+"""The judge as a whole: the table of known verdicts, the four outcomes, real pairs where they are at hand."""
 
 import gzip
 import json

@@ -16,7 +16,7 @@ MORE = {
     "no shared": MLA_MOE.model_copy(update={"n_shared_experts": 0, "first_k_dense_replace": 2}),
     "dense with a further prediction": MLA_MOE.model_copy(update={"n_routed_experts": 0}),
 }
-# model.md §1: DeepSeek-V3 has 671B parameters, of which 11.6B are the module that predicts further, counted apart
+# DeepSeek-V3 has 671B parameters, of which 11.6B are the module that predicts further, counted apart
 V3 = ModelConfig(
     vocab_size=129280, hidden_size=7168, num_hidden_layers=61, num_attention_heads=128, q_lora_rank=1536,
     kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128, intermediate_size=18432,
@@ -47,11 +47,11 @@ def test_parameters_are_counted(config: ModelConfig) -> None:
 
 
 def test_published_totals() -> None:
-    # model.md §1 counts the 58 selection biases of 256 in; they are buffers
+    # published counts take the 58 selection biases of 256 in; they are buffers
     assert cost(V3).parameters == 671_026_419_200 - 58 * 256
     embedding = V3.vocab_size * V3.hidden_size
     assert cost(V3).active + embedding == pytest.approx(37.55e9, rel=2e-4)  # published with four digits
-    assert cost(V3).cache_elements == 35_136  # model.md §2.4
+    assert cost(V3).cache_elements == 35_136
     with_module = V3.model_copy(update={"num_nextn_predict_layers": 1})
     # without its copies of embedding and head, and without its 256 biases
     assert cost(with_module).parameters - cost(V3).parameters in (11_610_068_224, 11_610_068_224 - 256)

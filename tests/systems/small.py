@@ -168,7 +168,6 @@ def kept(directory: Path) -> dict[str, Any]:
     found: dict[str, Any] = {
         "status": manifest["status"], "fingerprint": manifest["fingerprint"], "summary": manifest["summary"],
         "leftovers": sorted(str(p.relative_to(directory)) for p in directory.rglob(".tmp-*")),
-        "lock": (directory / "LOCK").exists(),
     }
     for name in ("metrics.jsonl", "scores.json"):
         if (directory / name).exists():

@@ -78,7 +78,7 @@ def test_bootstrap_of_only_right_problems_is_not_certain() -> None:
 
 
 def test_the_noise_of_aime() -> None:
-    # specs/rl.md §6: 30 items at p = 0.7 have a standard error of about 8 points.
+    # 30 items at p = 0.7 have a standard error of about 8 points.
     low, high = wilson(21, 30)
     assert (high - low) / 3.92 == pytest.approx(0.08, abs=0.01)
 
