@@ -15,13 +15,14 @@ from fathom.core.config import S, Settings, kind_of, plain, show
 from fathom.core.errors import UsageError
 
 _OWN_CHECKS = {"value_error", "assertion_error"}  # what pydantic calls an error raised by a settings class
+_LONGEST_NAME = 120  # characters of a name that are shown
 _SHOWN = 20  # problems, or names of settings, listed before the rest is only counted
 
 
 def build(cls: type[S], values: Mapping[str, Any], where: str) -> S:
     """See `fathom.core.config.build`."""
     if isinstance(values, Settings) or not isinstance(values, Mapping):
-        raise UsageError(f"{where}: {kind_of(values)}; must be a mapping of settings to values")
+        raise UsageError(f"{where}: holds {kind_of(values)}, not settings; write a mapping of names to values")
     problems: list[str] = []
     named = _names(cls, values, None, "", problems)
     settings = None
@@ -135,6 +136,8 @@ def _tags_agree(cls: type[Settings], value: Mapping[str, Any]) -> bool:
 
 
 def _unknown(cls: type[Settings], key: str, path: str) -> str:
+    if len(key) > _LONGEST_NAME:
+        return f"{path}{key[:_LONGEST_NAME]}…: no such setting; remove it, or correct the name"
     here = {**dict.fromkeys(cls.model_fields), **dict.fromkeys(cls.aliases), **dict.fromkeys(cls.elsewhere)}
     deeper = {name.rpartition(".")[2]: name for name, *_ in reversed(describe(cls)) if "." in name}
     if key in deeper:
@@ -204,7 +207,7 @@ def _lines(cls: type[Settings], path: str, items: Sequence[Mapping[str, Any]]) -
             return [f"{value}: must be {bound}; set {path} {bound}"]
         match first["type"]:
             case "finite_number":
-                return [f"{value}: must be a finite number; write one"]
+                return [f"{value}: must be a finite number; write one that is"]
             case "union_tag_invalid":
                 tag, tags = context["tag"], [text.strip("' ") for text in context["expected_tags"].split(",")]
                 name = context["discriminator"].strip("'")
@@ -215,7 +218,7 @@ def _lines(cls: type[Settings], path: str, items: Sequence[Mapping[str, Any]]) -
                     f"{path}: {name} is required and not given; write {path}.{name}: with {_allowed_tags(field, name)}"
                 ]
             case "int_from_float":
-                return [f"{value}: must be a whole number; round it"]
+                return [f"{value}: must be a whole number; round it up or down"]
             case "string_pattern_mismatch":
                 return [f"{value}: must match {context['pattern']}; correct it"]
             case "too_short" | "too_long" | "string_too_short" | "string_too_long":

@@ -82,7 +82,7 @@ class _Document:
 
     def _value(self, event: Any, depth: int) -> tuple[Any, int]:
         if depth > DEPTH:
-            self._refuse(f"nested past {DEPTH} levels", event)
+            self._refuse(f"nested past {DEPTH} levels; make it flatter", event)
         if isinstance(event, yaml.AliasEvent):
             return self._alias(event)
         if event.tag is not None and event.tag != "!":
@@ -96,7 +96,7 @@ class _Document:
         else:
             made = self._mapping(depth)
         if made[1] > VALUES:
-            self._refuse(f"more than {VALUES} values once anchors expand", event)
+            self._refuse(f"more than {VALUES} values once anchors expand; write fewer of them", event)
         if event.anchor is not None:
             self._anchors[event.anchor] = made
         return made
@@ -108,10 +108,10 @@ class _Document:
 
     def _alias(self, event: yaml.AliasEvent) -> tuple[Any, int]:
         if event.anchor not in self._anchors:
-            self._refuse(f"the alias *{event.anchor} has no anchor &{event.anchor} before it", event)
+            self._refuse(f"the alias *{event.anchor} has no anchor &{event.anchor} before it; quote the text if it is no alias", event)
         made = self._anchors[event.anchor]
         if made is None:
-            self._refuse(f"the anchor &{event.anchor} contains itself", event)
+            self._refuse(f"the anchor &{event.anchor} contains itself; write its value out", event)
         return made
 
     def _list(self, depth: int) -> tuple[list[Any], int]:
@@ -128,7 +128,7 @@ class _Document:
         size = 1
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
-                self._refuse("a key that is not text", event)
+                self._refuse("a key that is not text; write a name there", event)
             # Keys are names, so `1:` and `true:` are the texts "1" and "true".
             key = event.value
             value, inside = self._value(next(self._events), depth + 1)
@@ -136,10 +136,10 @@ class _Document:
             if key == "<<" and event.style is None:
                 for base in value if isinstance(value, list) else [value]:
                     if not isinstance(base, dict):
-                        self._refuse("<< merges mappings only", event)
+                        self._refuse("<< merges mappings only; put one there", event)
                     merged = {**base, **merged}  # of several, the first wins, and the mapping's own keys before all
             elif key in own:
-                self._refuse(f"the key {key!r} occurs twice; keep one", event)
+                self._refuse(f"the key {key!r} occurs twice; keep one of them", event)
             else:
                 own[key] = value
         return {**merged, **own}, size

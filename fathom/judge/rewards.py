@@ -74,7 +74,8 @@ def load_reward(name: str) -> Reward:
     """A reward by its name in REWARDS, or anybody's function as "my_package.module:function"."""
     if name in REWARDS:
         return REWARDS[name]
-    check_reward(name)
+    if ":" not in name:
+        check_reward(name)
     reward = load_object(name, "reward")
     if not callable(reward):
         raise UsageError(f"{name}: a reward is a function of a list of Answered; this is a {type(reward).__name__}")
@@ -98,7 +99,8 @@ def load_object(name: str, what: str) -> Any:
         if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
             raise
         raise UsageError(
-            f"{name}: no module {error.name} for this {what}; looked in {here} and the installed packages"
+            f"{name}: no module {error.name} for this {what} in {here} or among the installed packages; correct the name "
+            "or install it"
         ) from error
     value: Any = module
     for part in attribute.split("."):

@@ -7,6 +7,8 @@ tensor per expert, as the published checkpoints have them.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,29 @@ def load(directory: Path, dtype: torch.dtype | None = None, device: torch.device
     except SafetensorError as error:
         raise FathomError(f"{path}: not a whole safetensors file ({error}); copy or write it again") from error
     return model, tokenizer
+
+
+def write_stream(path: Path, tensors: Sequence[tuple[str, list[int], Callable[[], Tensor]]], dtype: torch.dtype) -> None:
+    """A safetensors file of tensors of one type, (name, shape, how to get it), that holds one in memory at a time."""
+    kinds = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+    if dtype not in kinds:
+        raise FathomError(f"dtype={dtype}: weights are written as {', '.join(str(k) for k in kinds)}; choose one")
+    width, place = torch.empty(0, dtype=dtype).element_size(), 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    for name, shape, _ in tensors:
+        size = math.prod(shape) * width
+        header[name] = {"dtype": kinds[dtype], "shape": shape, "data_offsets": [place, place + size]}
+        place += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # data begins at a multiple of 8
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, shape, get in tensors:
+            tensor = get()
+            if list(tensor.shape) != shape or tensor.dtype != dtype:
+                raise FathomError(f"{name}: shape {list(tensor.shape)} {tensor.dtype}, {shape} {dtype} was announced; "
+                                  "the file it comes from is damaged")
+            file.write(tensor.contiguous().view(torch.uint8).numpy().tobytes())
 
 
 def outward(model: Transformer) -> dict[str, Tensor]:

@@ -69,11 +69,15 @@ def load(name: str, overrides: Sequence[str] = (), directory: Path | None = None
         raise UsageError(f"{source}: {unknown[0]}: no such key; a recipe has seed, stages, about and define")
     stages = raw.get("stages")
     if not isinstance(stages, dict) or not stages:
-        raise UsageError(f"{source}: stages: a recipe needs at least one stage, as name: {{run: system, …}}")
+        raise UsageError(f"{source}: stages={show(stages)}: a recipe has at least one stage; write it as a mapping of "
+                         "names to {run: system, …}")
     given = parse_overrides(overrides)
     number = given.pop("seed", raw.get("seed", 0)) if seed is None else seed
     _check_seed(number, str(source))
-    define = dict(raw.get("define") or {})
+    define = raw.get("define") or {}
+    if not isinstance(define, dict):
+        raise UsageError(f"{source}: define={show(define)}: must be a mapping; write it as names with values")
+    define = dict(define)
     for key in given:
         if key in define and not isinstance(given[key], dict):
             define[key] = given[key]
@@ -85,7 +89,8 @@ def load(name: str, overrides: Sequence[str] = (), directory: Path | None = None
     made: list[Stage] = []
     for key, values in stages.items():
         if not isinstance(values, dict) or not isinstance(values.get("run"), str):
-            raise UsageError(f"{source}: {key}: a stage needs run: system")
+            raise UsageError(f"{source}: {key}: run={show(values.get('run') if isinstance(values, dict) else values)}: a stage "
+                             "names its system; write run: with one of sft, grpo, evaluate, …")
         over = given.get(key, {})
         if not isinstance(over, dict):
             raise UsageError(f"{key}={over}: write {key}.setting=value")
@@ -100,7 +105,7 @@ def load(name: str, overrides: Sequence[str] = (), directory: Path | None = None
 
 def _check_seed(seed: Any, where: str) -> None:
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise UsageError(f"{where}: seed={show(seed)}: must be a whole number ≥ 0; write one")
+        raise UsageError(f"{where}: seed={show(seed)}: must be a whole number ≥ 0; write such a number")
 
 
 def _defined(value: Any, define: Mapping[str, Any], where: str) -> Any:

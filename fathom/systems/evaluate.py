@@ -23,8 +23,8 @@ class Evaluate(Settings):
 
     aliases: ClassVar[Mapping[str, str]] = {"num_samples": "k", "limit": "problems"}
     elsewhere: ClassVar[Mapping[str, str]] = {
-        "temperature": "it belongs to sampling: sampling.temperature=0.6",
-        "max_tokens": "it belongs to sampling: sampling.max_tokens=256",
+        "temperature": "it belongs to sampling; write sampling.temperature=0.6",
+        "max_tokens": "it belongs to sampling; write sampling.max_tokens=256",
     }
 
     model: Path = Field(description="the model directory to evaluate")

@@ -33,13 +33,13 @@ class Grpo(Settings):
     aliases: ClassVar[Mapping[str, str]] = {"num_generations": "group", "max_steps": "steps", "beta": "kl", "epsilon": "clip",
                "epsilon_high": "clip_high", "reward_funcs": "rewards"}
     elsewhere: ClassVar[Mapping[str, str]] = {
-        "learning_rate": "it belongs to the optimiser: optim.lr=0.0003",
-        "lr": "it belongs to the optimiser: optim.lr=0.0003",
-        "max_completion_length": "it belongs to sampling: sampling.max_tokens=256",
-        "temperature": "it belongs to sampling: sampling.temperature=1.0",
-        "per_device_train_batch_size": "the step is problems × group completions: problems=16 group=8",
-        "loss_type": "the weight of a token is `weigh`: sequence_mean (grpo) or token_mean (dapo)",
-        "scale_rewards": "the scale of the advantage is `normalise`: std (group) or none",
+        "learning_rate": "it belongs to the optimiser; write optim.lr=0.0003",
+        "lr": "it belongs to the optimiser; write optim.lr=0.0003",
+        "max_completion_length": "it belongs to sampling; write sampling.max_tokens=256",
+        "temperature": "it belongs to sampling; write sampling.temperature=1.0",
+        "per_device_train_batch_size": "the step is problems × group completions; write problems=16 group=8",
+        "loss_type": "the weight of a token is `weigh` here; write weigh=sequence_mean (grpo) or weigh=token_mean (dapo)",
+        "scale_rewards": "the scale of the advantage is `normalise` here; write normalise=std (group) or normalise=none",
     }
 
     init: Path = Field(description="the model directory to start from; also the reference where kl > 0")

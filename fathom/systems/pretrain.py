@@ -24,10 +24,10 @@ class Pretrain(Settings):
 
     aliases: ClassVar[Mapping[str, str]] = {"max_tokens": "tokens"}
     elsewhere: ClassVar[Mapping[str, str]] = {
-        "batch_size": "the step is counted in tokens here: tokens_per_step=8192",
-        "per_device_train_batch_size": "the step is counted in tokens here: tokens_per_step=8192",
-        "learning_rate": "it belongs to the optimiser: optim.lr=0.003",
-        "lr": "it belongs to the optimiser: optim.lr=0.003",
+        "batch_size": "the step is counted in tokens here; write tokens_per_step=8192",
+        "per_device_train_batch_size": "the step is counted in tokens here; write tokens_per_step=8192",
+        "learning_rate": "it belongs to the optimiser; write optim.lr=0.003",
+        "lr": "it belongs to the optimiser; write optim.lr=0.003",
     }
 
     model: str | dict[str, Any] = Field(

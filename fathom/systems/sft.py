@@ -21,11 +21,11 @@ class Sft(Settings):
 
     aliases: ClassVar[Mapping[str, str]] = {"num_train_epochs": "epochs", "max_length": "sequence_length", "max_seq_length": "sequence_length"}
     elsewhere: ClassVar[Mapping[str, str]] = {
-        "batch_size": "the step is counted in tokens here: tokens_per_step=4096",
-        "per_device_train_batch_size": "the step is counted in tokens here: tokens_per_step=4096",
-        "learning_rate": "it belongs to the optimiser: optim.lr=0.001",
-        "lr": "it belongs to the optimiser: optim.lr=0.001",
-        "packing": "examples are always packed, and never see each other",
+        "batch_size": "the step is counted in tokens here; write tokens_per_step=4096",
+        "per_device_train_batch_size": "the step is counted in tokens here; write tokens_per_step=4096",
+        "learning_rate": "it belongs to the optimiser; write optim.lr=0.001",
+        "lr": "it belongs to the optimiser; write optim.lr=0.001",
+        "packing": "examples are always packed and never see each other; leave it out",
     }
 
     init: Path = Field(description="the model directory to start from")

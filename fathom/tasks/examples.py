@@ -57,7 +57,7 @@ def load_source(spec: str | Mapping[str, Any], seed: int) -> Source:
     if isinstance(task, FileTask):
         return ProblemFile(task, count, use)
     if count is None:
-        raise UsageError(f"data {name!r}: this task has no end; say how many with {{task: {name}, count: 1000}}")
+        raise UsageError(f"data {name!r}: this task has no end; write how many as {{task: {name}, count: 1000}}")
     return TaskSource(task, count, seed, use)
 
 

@@ -55,7 +55,7 @@ class GymTask:
         self.hold_out, self.think, self.options = hold_out, think, options
         self.skipped: Counter[str] = Counter()
         if isinstance(hold_out, bool) or not isinstance(hold_out, int | float) or not 0 <= hold_out < 1:
-            raise UsageError(f"hold_out={hold_out!r}: a share of integers from 0 up to, not including, 1")
+            raise UsageError(f"hold_out={hold_out!r:.80}: must be ≥ 0 and < 1; give the share of integers to hold out")
         if think is not None:
             manner_of("", think)
         if think is not None and task not in SOLVED_BY_HAND:
@@ -249,5 +249,5 @@ def _config(task: str, options: Mapping[str, Any], **ours: int) -> Any:
             config.validate()
     except (AssertionError, TypeError, ValueError) as error:
         given = ", ".join(f"{name}={value!r}" for name, value in options.items())
-        raise UsageError(f"gym:{task} with {given or 'no options'}: {error}") from error
+        raise UsageError(f"gym:{task} with {given[:200] or 'no options'}: {str(error)[:200]}; correct the options") from error
     return config

@@ -32,7 +32,7 @@ def manner_of(problem_id: str, think: str) -> Manner:
 
     UsageError where it is neither.
     """
-    named = think.split("/")
+    named = think.split("/") if isinstance(think, str) else []
     manners = [manner for manner in MANNERS if manner in named]
     if not 1 <= len(named) <= 2 or len(manners) != len(named):
         raise UsageError(

@@ -99,7 +99,8 @@ def load_task(spec: str | Mapping[str, Any]) -> Task:
         name = options.pop("data")
     if not isinstance(name, str) or not name.strip():
         raise UsageError(
-            f"task={name!r}: name a task: gym:chain_sum, path/to/problems.jsonl or my_package.module:thing"
+            f"task={name!r:.80}: no task's name; write one like gym:chain_sum, path/to/problems.jsonl or "
+            "my_package.module:thing"
         )
     if name.startswith("gym:"):
         from fathom.tasks.gym import GymTask

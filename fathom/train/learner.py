@@ -78,7 +78,7 @@ class Learner:
     def backward(self, loss: Loss, batch: Batch | None = None) -> None:
         """Adds a micro-batch's gradient; a loss that is not finite stops the run before any update, the batch kept."""
         if not torch.isfinite(loss.total):
-            raise FathomError(self._keep([batch] if batch else [], f"loss={float(loss.total)}"))
+            raise FathomError(self._keep([batch] if batch else [], f"loss={float(loss.total.detach())}"))
         if batch is not None:
             self._learnt.append(batch)
         torch.autograd.backward(loss.total)

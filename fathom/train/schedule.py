@@ -17,7 +17,7 @@ class AdamW(Settings):
     aliases: ClassVar[Mapping[str, str]] = {
         "learning_rate": "lr", "max_grad_norm": "clip", "lr_scheduler_type": "schedule", "warmup_steps": "warmup",
     }
-    elsewhere: ClassVar[Mapping[str, str]] = {"warmup_ratio": "give the warm-up in steps: warmup=100"}
+    elsewhere: ClassVar[Mapping[str, str]] = {"warmup_ratio": "the warm-up is counted in steps here; write warmup=100"}
 
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     betas: tuple[float, float] = Field((0.9, 0.95), description="decay of the two moments")

@@ -184,15 +184,14 @@ def test_killed_again_and_again_it_still_comes_to_the_same_end(small, twins, pla
 
 @pytest.mark.long
 @pytest.mark.parametrize("system", ["pretrain", "grpo"])
-def test_a_process_of_its_own_is_killed_and_continues(small, place, system):
+def test_a_process_of_its_own_is_killed_and_continues(small, twins, place, system):
     words = [system, small.settings(system), "--dir", place / "run"]
     command = [sys.executable, "-m", "fathom", *map(str, words)]
     with open(place / "said", "wb") as said, subprocess.Popen(command, env=ENVIRONMENT, stderr=said) as child:
         wait_for_lines(place / "run" / "metrics.jsonl", 8)
         child.kill()
     assert plain(place, *words).code == 0
-    assert plain(place, *words[:2], "--dir", place / "twin").code == 0
-    assert differing(kept(place / "run"), kept(place / "twin")) == []
+    assert differing(kept(place / "run"), twins.of(system)) == []
 
 
 def wait_for_lines(path: Path, number: int) -> None:
@@ -380,7 +379,7 @@ def test_a_second_process_on_the_same_directory_is_refused_by_name(small, twins,
     words = ("pretrain", small.settings("pretrain", tokens=100_000), "--dir", place / "run")
     lines = place / "run" / "metrics.jsonl"
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(small.forks[0].run, *words, signal=SIGTERM, file=str(lines), lines=60)
+        first = pool.submit(small.forks[0].run, *words, signal=SIGTERM, file=str(lines), lines=30)
         wait_for_lines(lines, 1)
         holder = json.loads((place / "run" / "LOCK").read_text())["pid"]
         second = small.forks[1].run(*words)
@@ -427,16 +426,22 @@ def test_an_evaluation_that_could_not_be_judged_says_so_each_time(small, place):
 # A recipe.
 
 
-def test_a_recipe_whose_stage_is_killed_skips_what_is_done_and_continues(small, place):
-    recipe = {"seed": 3, "stages": {
+@pytest.mark.parametrize("system", ["tokenizer", pytest.param("pretrain", marks=pytest.mark.long)])
+def test_a_recipe_whose_stage_is_killed_skips_what_is_done_and_continues(small, place, system):
+    """The stages are processes of their own; the second one is killed, in its data or in its training."""
+    second = {"tokenizer": {"data": [{**SUMS, "max_digits": 3, "think": "steps", "count": 4000}]}, "pretrain": {}}
+    recipe: dict[str, Any] = {"seed": 3, "stages": {
         "words": {"run": "tokenizer", **read(small.settings("tokenizer"))},
-        "base": {"run": "pretrain", **read(small.settings("pretrain")), "tokenizer": "words"},
+        "base": {"run": system, **read(small.settings(system)), **second[system]},
     }}
+    if system == "pretrain":
+        recipe["stages"]["base"]["tokenizer"] = "words"
+    sign = {"tokenizer": ("logs/attempt-1.log", 2), "pretrain": ("metrics.jsonl", 8)}[system]
     (place / "r.yaml").write_text(json.dumps(recipe))
     words = ("run", place / "r.yaml", "--dir", place / "r", "--quiet")
     with ThreadPoolExecutor(1) as pool:
         runner = pool.submit(small.forks[0].run, *words)
-        wait_for_lines(place / "r" / "base" / "metrics.jsonl", 8)
+        wait_for_lines(place / "r" / "base" / sign[0], sign[1])
         os.kill(json.loads((place / "r" / "base" / "LOCK").read_text())["pid"], SIGKILL)
         first = runner.result()
     assert first.code == 1 and "stage base: ended with exit code -9" in first.said
@@ -446,8 +451,8 @@ def test_a_recipe_whose_stage_is_killed_skips_what_is_done_and_continues(small, 
     assert (place / "r" / "words" / "manifest.json").read_bytes() == manifest
     statuses = [attempt["status"] for attempt in read_manifest(place / "r" / "base")["attempts"]]
     assert statuses == ["killed", "done"]
-    for stage, system in (("words", "tokenizer"), ("base", "pretrain")):
-        twin = small.forks[0].run(system, place / "r" / "stages" / f"{stage}.yaml", "--dir", place / stage, "--seed", 3)
+    for stage, of in (("words", "tokenizer"), ("base", system)):
+        twin = small.forks[0].run(of, place / "r" / "stages" / f"{stage}.yaml", "--dir", place / stage, "--seed", 3)
         assert twin.code == 0, twin.said
         assert differing(kept(place / "r" / stage), kept(place / stage)) == []
 
