@@ -43,7 +43,8 @@ def looking() -> list[list[str]]:
     """Every command that only looks."""
     commands = [[], ["--help"], ["--version"], *([verb, "--help"] for verb in [*VERBS, *SYSTEMS])]
     commands += [["run", name, *GIVEN.get(name, []), "--dry-run"] for name in shipped()]
-    return commands + [["demo", "--dry-run"], *([system, *words, "--dry-run"] for system, words in ALONE.items())]
+    commands += [[system, *words, "--dry-run"] for system, words in ALONE.items()]
+    return [*commands, ["demo", "--dry-run"]]
 
 
 def shipped() -> list[str]:

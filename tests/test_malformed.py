@@ -41,11 +41,12 @@ from fathom.tasks.task import load_task
 VARIANTS = 10
 LONGEST = 600
 # The remedy is what stands after the last semicolon, or after the last colon where there is none.
-VERBS = set(
-    "add are ask change check choose continue convert copy correct delete did fetch free give grow has is keep leave "
-    "let make move name pack put quote raise read remove restore round run save set shorten start take use wait write"
-    .split()
-)
+VERBS = {
+    "add", "are", "ask", "change", "check", "choose", "continue", "convert", "copy", "correct", "delete", "did",
+    "fetch", "free", "give", "grow", "has", "is", "keep", "leave", "let", "make", "move", "name", "pack", "put",
+    "quote", "raise", "read", "remove", "restore", "round", "run", "save", "set", "shorten", "start", "take",
+    "use", "wait", "write",
+}
 
 
 @dataclass(frozen=True)
@@ -590,7 +591,8 @@ def data_that_is_a_directory(rng: random.Random, folder: Path) -> Case:
 @cause
 def all_rows_bad(rng: random.Random, folder: Path) -> Case:
     path = folder / "d.jsonl"
-    row = rng.choice([{"messages": []}, {"messages": [{"role": "user", "content": "x"}]}, {"prompt": "", "completion": "x"}])
+    question = {"messages": [{"role": "user", "content": "x"}]}
+    row = rng.choice([{"messages": []}, question, {"prompt": "", "completion": "x"}])
     path.write_text((json.dumps(row) + "\n") * rng.randrange(1, 9))
     values = {"tokenizer": str(model_directory()), "data": [str(path)]}
     return started(folder, "pretrain", values, "0 examples", starts=True)
@@ -999,7 +1001,8 @@ def manifest_of_wrong_types(rng: random.Random, folder: Path) -> Case:
 def manifest_that_is_no_json(rng: random.Random, folder: Path) -> Case:
     path = copy(run_directory(), folder)
     whole = (path / "manifest.json").read_bytes()
-    (path / "manifest.json").write_bytes(rng.choice([b"", whole[: rng.randrange(1, len(whole) - 3)], b"\xff", b"[]", b"5"]))
+    part = whole[: rng.randrange(1, len(whole) - 3)]
+    (path / "manifest.json").write_bytes(rng.choice([b"", part, b"\xff", b"[]", b"5"]))
     return opened(path, "manifest.json")
 
 
@@ -1075,7 +1078,8 @@ def commit_missing(rng: random.Random, folder: Path) -> Case:
 @cause
 def commit_that_does_not_balance(rng: random.Random, folder: Path) -> Case:
     path = copy(store_directory(), folder)
-    files = {f.name: f.read_bytes() for f in (path / "000002").iterdir() if f.name not in (disk.COMPLETE, disk.CHECKSUMS)}
+    seals = (disk.COMPLETE, disk.CHECKSUMS)
+    files = {file.name: file.read_bytes() for file in (path / "000002").iterdir() if file.name not in seals}
     counts = json.loads(files["counts.json"])
     name = rng.choice(["inputs", "done", "outputs", "format"])
     files["counts.json"] = json.dumps({**counts, name: counts[name] + rng.randrange(1, 9)}).encode()

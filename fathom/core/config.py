@@ -75,7 +75,7 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise UsageError(f"{path}: holds {kind_of(value)}, must be a mapping; write `name: value` lines")
+        raise UsageError(f"{path}: holds {kind_of(value)}; must be a mapping; write `name: value` lines")
     return value
 
 

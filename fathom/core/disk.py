@@ -171,6 +171,7 @@ def verify(directory: PathLike) -> None:
     """Nothing, if every file of a committed directory is what was committed; FathomError that names the file if not."""
     directory = Path(directory)
     for name, expected in _checksums(directory).items():
+        _present(directory, name)
         _compare(directory, name, _digest_file(directory / name), expected)
 
 
@@ -180,6 +181,7 @@ def read(directory: PathLike, name: str) -> bytes:
     expected = _checksums(directory).get(name)
     if expected is None:
         raise FathomError(f"{directory / name}: not part of this commit; {_remedy(directory)}")
+    _present(directory, name)
     with _explained(directory / name):
         data = (directory / name).read_bytes()
     _compare(directory, name, hashlib.sha256(data).hexdigest(), expected)
@@ -310,6 +312,11 @@ def _checksums(directory: Path) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         raise FathomError(f"{directory / CHECKSUMS}: not a mapping of names to sha256; {_remedy(directory)}")
     return found
+
+
+def _present(directory: Path, name: str) -> None:
+    if not (directory / name).exists():
+        raise FathomError(f"{directory / name}: No such file, though the checksums name it; {_remedy(directory)}")
 
 
 def _compare(directory: Path, name: str, actual: str, expected: str) -> None:

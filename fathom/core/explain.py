@@ -22,7 +22,7 @@ _SHOWN = 20  # problems, or names of settings, listed before the rest is only co
 def build(cls: type[S], values: Mapping[str, Any], where: str) -> S:
     """See `fathom.core.config.build`."""
     if isinstance(values, Settings) or not isinstance(values, Mapping):
-        raise UsageError(f"{where}: holds {kind_of(values)}, not settings; write a mapping of names to values")
+        raise UsageError(f"{where}: {kind_of(values)}; must be a mapping of settings to values; write name: value")
     problems: list[str] = []
     named = _names(cls, values, None, "", problems)
     settings = None
@@ -251,7 +251,7 @@ def _near(text: str, choices: Sequence[str]) -> str:
 
 def _example(field: FieldInfo | None) -> str:
     if field is None or field.is_required():
-        return "such a value"
+        return "with such a value"
     return f"{show(_jsonable(_default(field)))}, the default"
 
 

@@ -108,7 +108,7 @@ class _Document:
 
     def _alias(self, event: yaml.AliasEvent) -> tuple[Any, int]:
         if event.anchor not in self._anchors:
-            self._refuse(f"the alias *{event.anchor} has no anchor &{event.anchor} before it; quote the text if it is no alias", event)
+            self._refuse(f"the alias *{event.anchor} has no anchor before it; quote the text if it is none", event)
         made = self._anchors[event.anchor]
         if made is None:
             self._refuse(f"the anchor &{event.anchor} contains itself; write its value out", event)

@@ -99,8 +99,8 @@ def load_object(name: str, what: str) -> Any:
         if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
             raise
         raise UsageError(
-            f"{name}: no module {error.name} for this {what} in {here} or among the installed packages; correct the name "
-            "or install it"
+            f"{name}: no module {error.name} for this {what} in {here} or the installed packages; correct the name or "
+            "install it"
         ) from error
     value: Any = module
     for part in attribute.split("."):

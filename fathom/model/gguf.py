@@ -130,7 +130,7 @@ def _reordered(name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
     if heads is None:
         return tensor
-    return tensor.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2).contiguous()
+    return tensor.reshape(heads, -1, 2, tensor.shape[-1]).transpose(1, 2).reshape(tensor.shape)
 
 
 def _tokenizer(path: Path, values: dict[str, Any]) -> Tokenizer:

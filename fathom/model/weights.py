@@ -65,8 +65,8 @@ def load(directory: Path, dtype: torch.dtype | None = None, device: torch.device
                      {n: list(t.shape) for n, t in expected.items()})
             kind = dtype or stored.get_tensor("model.embed_tokens.weight").dtype
             if not kind.is_floating_point:
-                raise FathomError(f"{path}: weights of type {kind}; this version computes with floating-point types: "
-                                  "convert them to bfloat16 or float32")
+                raise FathomError(f"{path}: model.embed_tokens.weight is {kind}, weights must be bfloat16, float16 or "
+                                  "float32; if the model is quantised, take its unquantised version")
             model = Transformer(config).to(device=device, dtype=kind)
             with torch.no_grad():
                 for name, target in outward(model).items():

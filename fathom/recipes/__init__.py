@@ -24,7 +24,7 @@ from typing import Any
 from fathom.core import disk
 from fathom.core.config import Settings, build, load_yaml, merge, parse_overrides, show
 from fathom.core.errors import FathomError, Stopped, UsageError
-from fathom.systems import check_paths, settings_class
+from fathom.systems import SYSTEMS, check_paths, settings_class
 
 SHIPPED = Path(__file__).parent
 DIRECTORIES = ("init", "tokenizer", "model")
@@ -69,8 +69,9 @@ def load(name: str, overrides: Sequence[str] = (), directory: Path | None = None
         raise UsageError(f"{source}: {unknown[0]}: no such key; a recipe has seed, stages, about and define")
     stages = raw.get("stages")
     if not isinstance(stages, dict) or not stages:
-        raise UsageError(f"{source}: stages={show(stages)}: a recipe has at least one stage; write it as a mapping of "
-                         "names to {run: system, …}")
+        raise UsageError(f"{source}: stages={show(stages)}: a recipe needs at least one stage; write, for example, "
+                         "stages: {first: {run: sft, …}}, where run is one of "
+                         f"{', '.join(SYSTEMS)}")
     given = parse_overrides(overrides)
     number = given.pop("seed", raw.get("seed", 0)) if seed is None else seed
     _check_seed(number, str(source))
@@ -89,8 +90,9 @@ def load(name: str, overrides: Sequence[str] = (), directory: Path | None = None
     made: list[Stage] = []
     for key, values in stages.items():
         if not isinstance(values, dict) or not isinstance(values.get("run"), str):
-            raise UsageError(f"{source}: {key}: run={show(values.get('run') if isinstance(values, dict) else values)}: a stage "
-                             "names its system; write run: with one of sft, grpo, evaluate, …")
+            found = show(values.get("run") if isinstance(values, dict) else values)
+            raise UsageError(f"{source}: {key}: run={found}: a stage names its system; write run: with one of "
+                             f"{', '.join(SYSTEMS)}")
         over = given.get(key, {})
         if not isinstance(over, dict):
             raise UsageError(f"{key}={over}: write {key}.setting=value")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,6 +46,7 @@ SYSTEMS: dict[str, System] = {
         "fathom.systems.evaluate", "Evaluate", "evaluate",
         "Asks a model the held-out problems of tasks and scores what comes back."),
 }
+NEEDED = ("torch", "safetensors", "tokenizers", "jinja2")  # by every system: the extra `model`
 _PATH = re.compile(r"\.(jsonl|jsonl\.gz|parquet|txt|py)$")
 _DATA = re.compile(r"\.(jsonl|jsonl\.gz|parquet)$")
 
@@ -70,6 +72,8 @@ def start(
     from fathom.core.run import MANIFEST, Run
 
     settings = build(settings_class(system), values, where)
+    if absent := [package for package in NEEDED if importlib.util.find_spec(package) is None]:
+        raise UsageError(f"{system}: needs {', '.join(absent)}, not installed; pip install 'fathom-reasoning[demo]'")
     if fresh or not (directory / MANIFEST).exists():  # before there is a run that a corrected name would not continue
         check_paths(settings, where)
         check_sources(settings)

@@ -38,8 +38,8 @@ class Grpo(Settings):
         "max_completion_length": "it belongs to sampling; write sampling.max_tokens=256",
         "temperature": "it belongs to sampling; write sampling.temperature=1.0",
         "per_device_train_batch_size": "the step is problems × group completions; write problems=16 group=8",
-        "loss_type": "the weight of a token is `weigh` here; write weigh=sequence_mean (grpo) or weigh=token_mean (dapo)",
-        "scale_rewards": "the scale of the advantage is `normalise` here; write normalise=std (group) or normalise=none",
+        "loss_type": "a token's weight is `weigh` here; write weigh=sequence_mean (grpo) or weigh=token_mean (dapo)",
+        "scale_rewards": "the advantage's scale is `normalise` here; write normalise=std (group) or normalise=none",
     }
 
     init: Path = Field(description="the model directory to start from; also the reference where kl > 0")

@@ -249,5 +249,6 @@ def _config(task: str, options: Mapping[str, Any], **ours: int) -> Any:
             config.validate()
     except (AssertionError, TypeError, ValueError) as error:
         given = ", ".join(f"{name}={value!r}" for name, value in options.items())
-        raise UsageError(f"gym:{task} with {given[:200] or 'no options'}: {str(error)[:200]}; correct the options") from error
+        what = f"gym:{task} with {given[:200] or 'no options'}: {str(error)[:200]}"
+        raise UsageError(f"{what}; correct the options") from error
     return config

@@ -283,9 +283,14 @@ def _format(path: Path) -> str:
                 return form
         if row_number >= _LOOKED_AT:
             break
-    found = f"the first row has {', '.join(seen)[:200]}" if seen else "no row could be read"
+    if not seen:
+        raise UsageError(
+            f"{path}: none of the first {_LOOKED_AT} lines is a JSON object; write one object per line, "
+            "for example with the keys question and answer"
+        )
     raise UsageError(
-        f"{path}: no known form of problems in the first {_LOOKED_AT} rows ({found}); use {', '.join(_READERS)}"
+        f"{path}: rows have {', '.join(seen)[:200]}, which is no known form of problems; rename the keys to "
+        "question and answer, problem and solution (with a box), prompt and answer, or question, solution and answer"
     )
 
 

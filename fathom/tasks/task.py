@@ -99,7 +99,7 @@ def load_task(spec: str | Mapping[str, Any]) -> Task:
         name = options.pop("data")
     if not isinstance(name, str) or not name.strip():
         raise UsageError(
-            f"task={name!r:.80}: no task's name; write one like gym:chain_sum, path/to/problems.jsonl or "
+            f"task={name!r:.80}: no task's name; name a task like gym:chain_sum, path/to/problems.jsonl or "
             "my_package.module:thing"
         )
     if name.startswith("gym:"):

@@ -23,6 +23,5 @@ def small() -> Iterator[Small]:
         yield made
     finally:
         if made:
-            for server in made.forks:
-                server.close()
+            made.close()
         shutil.rmtree(root)

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from fathom.core import disk
 from fathom.core.chat import Message
@@ -66,38 +66,43 @@ class Ended:
 
 
 class Forks:
-    """A warmed process (forked.py) that runs command lines in forked children; one at a time, safe for threads."""
+    """One row of requests to forked.py: command lines run in forked children, one at a time; safe for threads."""
 
-    def __init__(self, logs: Path):
+    def __init__(self, logs: Path, requests: int, answers: int):
         self._logs, self._number, self._turn = logs, 0, threading.Lock()
-        self._server = subprocess.Popen(
-            [sys.executable, str(HERE / "forked.py")], env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True, cwd=logs,
-        )
+        self._requests, self._answers = os.fdopen(requests, "w"), os.fdopen(answers)
 
     def run(self, *words: object, **request: Any) -> Ended:
         """Runs `fathom *words`; for the rest of the request see forked.py."""
         with self._turn:
             self._number += 1
             log = self._logs / f"{id(self)}-{self._number}.txt"
+            log.touch()  # a child may be killed before it opens it
             line = {"argv": [str(word) for word in words], "log": str(log), **request}
-            assert self._server.stdin and self._server.stdout
-            self._server.stdin.write(json.dumps(line) + "\n")
-            self._server.stdin.flush()
-            answer = json.loads(self._server.stdout.readline())
+            self._requests.write(json.dumps(line) + "\n")
+            self._requests.flush()
+            answer = json.loads(self._answers.readline())
             return Ended(**answer, said=log.read_text(encoding="utf-8", errors="replace"))
 
     def close(self) -> None:
-        """Ends the process."""
-        assert self._server.stdin
-        self._server.stdin.close()
-        self._server.wait(30)
+        """Ends the row."""
+        self._requests.close()
+        self._answers.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+def two_forks(logs: Path) -> tuple[subprocess.Popen[bytes], tuple[Forks, Forks]]:
+    """A warmed process (forked.py) and its two rows of requests."""
+    pipes = [(os.pipe(), os.pipe()) for _ in range(2)]
+    theirs = [(requests[0], answers[1]) for requests, answers in pipes]
+    server = subprocess.Popen(
+        [sys.executable, str(HERE / "forked.py"), *(f"{r}:{a}" for r, a in theirs)], env=ENVIRONMENT, cwd=logs,
+        pass_fds=[file for row in theirs for file in row], stdin=subprocess.DEVNULL,
+    )
+    for row in theirs:
+        for file in row:
+            os.close(file)
+    first, second = (Forks(logs, requests[1], answers[0]) for requests, answers in pipes)
+    return server, (first, second)
 
 
 def plain(directory: Path, *words: object) -> Ended:
@@ -111,10 +116,17 @@ def plain(directory: Path, *words: object) -> Ended:
 
 @dataclass(frozen=True)
 class Small:
-    """The tiny world: a tokenizer and a base model under `root`, and two processes to run things in."""
+    """The tiny world: a tokenizer and a base model under `root`, and processes to run things in."""
 
     root: Path
+    server: subprocess.Popen[bytes]
     forks: tuple[Forks, Forks]
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for forks in self.forks:
+            forks.close()
+        self.server.wait(30)
 
     def settings(self, system: str, **changes: Any) -> Path:
         """A settings file of a system, with some settings changed; the same for equal changes."""
@@ -152,7 +164,7 @@ class Small:
 def build(root: Path) -> Small:
     """The tiny world under `root`: a tokenizer, and a base model of 30 steps in `root/base`."""
     (root / "logs").mkdir()
-    small = Small(root, (Forks(root / "logs"), Forks(root / "logs")))
+    small = Small(root, *two_forks(root / "logs"))
     for system, name in (("tokenizer", "words"), ("pretrain", "base")):
         done = small.forks[0].run(system, small.settings(system), "--dir", root / name)
         assert done.code == 0, done.said
