@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "recipes": {"core", "systems", "report"},
 }
 TORCH_FREE_ROOMS = {"core", "judge", "corpus", "tasks", "report"}  # not even inside functions
-TORCH_FREE_MODULES = {"fathom.model.config", "fathom.model.cost", "fathom.model.tokenizer"}  # not when they are imported
+# not when they are imported
+TORCH_FREE_MODULES = {"fathom.model.config", "fathom.model.cost", "fathom.model.tokenizer"}
 TENSORS = {"torch", "triton", "torchao", "transformers"}
 
 

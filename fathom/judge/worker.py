@@ -1,4 +1,4 @@
-"""The child side of `fathom.judge.pool`: reads one JSON item a line, answers one JSON line each; only the pool runs it."""
+"""The child side of `fathom.judge.pool`, which alone runs it: reads a JSON item a line, answers a JSON line each."""
 
 from __future__ import annotations
 

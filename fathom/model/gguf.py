@@ -1,7 +1,7 @@
 """GGUF in: a file of llama.cpp's format becomes a model directory, tensor by tensor, once.
 
-Quantised blocks are taken apart by the `gguf` package's own reference code; what each key means, how the rows of queries
-and keys are ordered, and which pre-tokenizer a name stands for is ours.
+Quantised blocks are taken apart by the `gguf` package's own reference code; what each key means, how the rows of
+queries and keys are ordered, and which pre-tokenizer a name stands for is ours.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def directory(path: Path, dtype: torch.dtype = torch.bfloat16, cache: Path | Non
 
 
 def convert(path: Path, target: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Writes the model directory `target` from a GGUF file of the llama architecture; one tensor in memory at a time."""
+    """Writes the model directory `target` from a GGUF file of the llama architecture, a tensor at a time."""
     try:
         import gguf
     except ModuleNotFoundError as error:
@@ -100,7 +100,7 @@ def _config(path: Path, values: dict[str, Any], tied: bool) -> ModelConfig:
                           "convert another model's Hugging Face directory instead")
     for key in (f"{kind}.rope.scaling.type", f"{kind}.rope.scaling.factor"):
         if values.get(key) not in (None, "none"):
-            raise FathomError(f"{path}: {key}={values[key]!r}; scaled rotary positions are not computed by this version; "
+            raise FathomError(f"{path}: {key}={values[key]!r}; this version does not compute scaled rotary positions; "
                               "use the model without them")
     missing = [key for key in (form.format(a=kind) for form in FIELDS.values()) if key not in values]
     if missing:

@@ -76,7 +76,9 @@ def load(directory: Path, dtype: torch.dtype | None = None, device: torch.device
     return model, tokenizer
 
 
-def write_stream(path: Path, tensors: Sequence[tuple[str, list[int], Callable[[], Tensor]]], dtype: torch.dtype) -> None:
+def write_stream(
+    path: Path, tensors: Sequence[tuple[str, list[int], Callable[[], Tensor]]], dtype: torch.dtype
+) -> None:
     """A safetensors file of tensors of one type, (name, shape, how to get it), that holds one in memory at a time."""
     kinds = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
     if dtype not in kinds:

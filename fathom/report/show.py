@@ -82,7 +82,7 @@ class _Record:
 
     @staticmethod
     def _coloured(tokenizer: Tokenizer, tokens: Sequence[int], trained: Sequence[bool]) -> Text:
-        """The example as the model sees it, control tokens too: what it is trained to produce in green, the rest dim."""
+        """The example as the model sees it, control tokens too: what it is trained on in green, the rest dim."""
         text = Text()
         for mask, run in itertools.groupby(zip(tokens, trained, strict=True), key=lambda pair: pair[1]):
             said = tokenizer.backend.decode([token for token, _ in run], skip_special_tokens=False)

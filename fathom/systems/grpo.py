@@ -30,8 +30,9 @@ class Grpo(Settings):
     without any group left updates nothing and says so. Writes DIR/model, DIR/checkpoints, DIR/samples.
     """
 
-    aliases: ClassVar[Mapping[str, str]] = {"num_generations": "group", "max_steps": "steps", "beta": "kl", "epsilon": "clip",
-               "epsilon_high": "clip_high", "reward_funcs": "rewards"}
+    aliases: ClassVar[Mapping[str, str]] = {
+        "num_generations": "group", "max_steps": "steps", "beta": "kl", "epsilon": "clip",
+        "epsilon_high": "clip_high", "reward_funcs": "rewards"}
     elsewhere: ClassVar[Mapping[str, str]] = {
         "learning_rate": "it belongs to the optimiser; write optim.lr=0.0003",
         "lr": "it belongs to the optimiser; write optim.lr=0.0003",
@@ -48,7 +49,8 @@ class Grpo(Settings):
     problems: int = Field(16, ge=1, description="problems per step")
     group: int = Field(8, ge=1, description="completions per problem")
     rewards: dict[str, float] = Field(
-        {"accuracy": 1.0}, min_length=1, description="rewards and their weights: accuracy, format, my_package.module:function")
+        {"accuracy": 1.0}, min_length=1,
+        description="rewards and their weights: accuracy, format, my_package.module:function")
     sampling: Sampling = Sampling(max_tokens=128)
     clip: float = Field(0.2, gt=0, description="ε: how far the ratio counts below 1")
     clip_high: float | None = Field(None, gt=0, description="the same above 1; without it as `clip`")
@@ -146,7 +148,7 @@ def report(
     rewards: Sequence[Sequence[float | None]], parts: Sequence[Sequence[Mapping[str, float | None]]],
     advantages: Sequence[Sequence[float | None]],
 ) -> dict[str, float]:
-    """The health of one rollout: rewards, shares of outcomes, lengths, flat groups. Means leave out what was not judged."""
+    """The health of one rollout: rewards, shares of outcomes, lengths, flat groups; means leave out the unjudged."""
     import numpy as np
 
     flat = [c for group in groups for c in group]

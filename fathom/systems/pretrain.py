@@ -128,7 +128,8 @@ def pretrain(cfg: Pretrain, run: Run) -> None:
     model = Transformer(config, cfg.recompute).initialise(run.seed("weights")).to(device=device, dtype=dtype)
     loader = Loader(train, lambda epoch: run.rng("order", epoch))
     learner = Learner(model, cfg.optim, run, cfg.checkpoints, loader=loader)
-    held_out = pack([aside[i] for i in range(len(aside))], token_mean, cfg.tokens_per_batch, device) if len(aside) else []
+    kept_apart = [aside[i] for i in range(len(aside))]
+    held_out = pack(kept_apart, token_mean, cfg.tokens_per_batch, device) if kept_apart else []
     for step in learner.steps(-(-cfg.tokens // cfg.tokens_per_step)):
         examples = loader.take(cfg.tokens_per_step)
         for batch in pack(examples, token_mean, cfg.tokens_per_batch, device):

@@ -19,7 +19,8 @@ class Sft(Settings):
     Only the assistant's turns are trained, stop token included. DeepSeek-V3 §5.1. Writes DIR/model and DIR/checkpoints.
     """
 
-    aliases: ClassVar[Mapping[str, str]] = {"num_train_epochs": "epochs", "max_length": "sequence_length", "max_seq_length": "sequence_length"}
+    aliases: ClassVar[Mapping[str, str]] = {
+        "num_train_epochs": "epochs", "max_length": "sequence_length", "max_seq_length": "sequence_length"}
     elsewhere: ClassVar[Mapping[str, str]] = {
         "batch_size": "the step is counted in tokens here; write tokens_per_step=4096",
         "per_device_train_batch_size": "the step is counted in tokens here; write tokens_per_step=4096",
@@ -83,7 +84,8 @@ def sft(cfg: Sft, run: Run) -> None:
     train, aside = every.split(min(cfg.held_out, len(every) // 10), run.rng("held out").permutation(len(every)))
     loader = Loader(train, lambda epoch: run.rng("order", epoch))
     learner = Learner(model, cfg.optim, run, cfg.checkpoints, loader=loader)
-    held_out = pack([aside[i] for i in range(len(aside))], token_mean, cfg.tokens_per_batch, device) if len(aside) else []
+    kept_apart = [aside[i] for i in range(len(aside))]
+    held_out = pack(kept_apart, token_mean, cfg.tokens_per_batch, device) if kept_apart else []
     steps = max(1, round(cfg.epochs * (len(train.tokens) - len(train)) / cfg.tokens_per_step))
     for step in learner.steps(steps):
         examples = loader.take(cfg.tokens_per_step)

@@ -1,7 +1,8 @@
 """Our models against transformers' on the same random weights, through the model directory and back.
 
-Weights are scaled so that logits have a standard deviation of 1 and more and attention is far from even: at the scale of
-initialisation a wrong softmax scale would pass. Each mutant must miss the bar by a factor of 10, or the bar proves nothing.
+Weights are scaled so that logits have a standard deviation of 1 and more and attention is far from even: at the scale
+of initialisation a wrong softmax scale would pass. Each mutant must miss the bar by a factor of 10, or the bar proves
+nothing.
 """
 
 from __future__ import annotations
