@@ -70,6 +70,11 @@ class Grpo(Settings):
     def _can_learn(self) -> Grpo:
         if self.group < 2:
             raise ValueError(f"group={self.group}: an advantage needs at least 2 samples; set group ≥ 2")
+        if self.sampling.temperature == 0:
+            raise ValueError("sampling.temperature=0: greedy completions of a group are all the same; set it > 0")
+        if self.sampling.top_p < 1:
+            raise ValueError(f"sampling.top_p={self.sampling.top_p}: the policy would be compared with another "
+                             "distribution than the one sampled from; set top_p=1")
         for name in self.rewards:
             try:
                 check_reward(name)
