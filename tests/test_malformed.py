@@ -578,7 +578,7 @@ def option_of_a_problem_file(rng: random.Random, folder: Path) -> Case:
 def data_without_a_known_form(rng: random.Random, folder: Path) -> Case:
     path = folder / "d.jsonl"
     path.write_text(rng.choice(["", "\n\n", "[1]\n", f'{{"{word(rng)}": 1}}\n', "not json\n" * 5, "null\n"]))
-    return started(folder, "tokenizer", {"data": [str(path)]}, str(path), "no known form")
+    return started(folder, "tokenizer", {"data": [str(path)]}, str(path), "JSON object")
 
 
 @cause

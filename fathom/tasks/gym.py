@@ -84,7 +84,7 @@ class GymTask:
             if index >= size:
                 size *= 4
                 dataset = _dataset(self.gym, options, base, size)
-            problem = self._problem(dataset[index], split, {"seed": base, "size": size, "index": index})
+            problem = self._problem(dataset[index], split, {"seed": base, "size": size, "index": index, "options": self.options})
             index, idle = index + 1, idle + 1
             if problem is None:
                 continue
@@ -142,7 +142,7 @@ class GymTask:
         for position, (problem, text) in enumerate(items):
             verdict = self._at_once(problem, text)
             if isinstance(verdict, str):
-                work = {"task": self.gym, "options": self.options, "id": problem.id, "answer": verdict, **problem.meta}
+                work = {"task": self.gym, "id": problem.id, "answer": verdict, **problem.meta}
                 asked.append((position, verdict, work))
                 verdicts.append(None)
             else:

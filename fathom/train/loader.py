@@ -62,7 +62,7 @@ class Loader:
     def __init__(self, examples: Examples, rng: Callable[[int], np.random.Generator]):
         """`rng(epoch)` orders an epoch; it must depend on the epoch alone."""
         if int(np.diff(examples.starts).max()) < 2:
-            raise FathomError(f"{len(examples)} examples of one token: there is no next token to learn; use longer ones")
+            raise FathomError(f"{len(examples)} examples of one token: there is no next one to learn; use longer ones")
         self.examples, self._rng = examples, rng
         self.epoch, self.cursor = 0, 0
         self._order = rng(0).permutation(len(examples))
