@@ -13,10 +13,12 @@ directory (`init`, `tokenizer`, `model` of evaluate) the name of an earlier stag
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,7 +160,8 @@ def run_stage(
     recipe: Recipe, stage: Stage, quiet: bool, watch: Callable[[subprocess.Popen[bytes]], None] | None = None
 ) -> None:
     """Runs one stage in a child process to its end; `watch` may look at, and kill, the child."""
-    with subprocess.Popen(command(recipe, stage, quiet), stderr=subprocess.PIPE if quiet else None) as child:
+    words = command(recipe, stage, quiet)
+    with subprocess.Popen(words, stderr=subprocess.PIPE if quiet else None) as child, _passing_on_sigterm(child):
         try:
             if watch is not None:
                 watch(child)
@@ -179,6 +182,19 @@ def run_stage(
     raise error(f"{message}; the log is in {recipe.directory / stage.name / 'logs'}")
 
 
+@contextmanager
+def _passing_on_sigterm(child: subprocess.Popen[bytes]) -> Iterator[None]:
+    """While open, SIGTERM to this process asks the stage to save and stop instead of leaving it behind."""
+    if threading.current_thread() is not threading.main_thread():  # handlers belong to the main thread
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: child.terminate())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def prepare(recipe: Recipe, fresh: bool = False) -> None:
     """Makes the run directory and writes the recipe into it; `fresh` moves an earlier one aside.
 
@@ -191,6 +207,8 @@ def prepare(recipe: Recipe, fresh: bool = False) -> None:
         while (aside := recipe.directory.with_name(f"{recipe.directory.name}.{number}")).exists():
             number += 1
         disk.move(recipe.directory, aside)
+    for folder in (recipe.directory, recipe.directory / "stages"):
+        disk.sweep(folder)
     disk.write_atomic(recipe.directory / "recipe.yaml", recipe.text)
 
 

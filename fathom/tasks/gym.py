@@ -84,7 +84,8 @@ class GymTask:
             if index >= size:
                 size *= 4
                 dataset = _dataset(self.gym, options, base, size)
-            problem = self._problem(dataset[index], split, {"seed": base, "size": size, "index": index, "options": self.options})
+            drawn = {"seed": base, "size": size, "index": index, "options": self.options}
+            problem = self._problem(dataset[index], split, drawn)
             index, idle = index + 1, idle + 1
             if problem is None:
                 continue
