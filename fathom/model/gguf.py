@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +73,7 @@ def convert(path: Path, target: Path, dtype: torch.dtype = torch.bfloat16) -> No
     config = _config(path, values, tied="output.weight" not in named)
     tokenizer = _tokenizer(path, values)
 
-    def tensors() -> Iterator[tuple[str, list[int], Callable[[], Tensor]]]:
+    def entries() -> Iterator[weights.Entry]:
         for name, tensor in named.items():
             outside = _name(path, name)
             shape = [int(n) for n in reversed(tensor.shape)]
@@ -82,7 +82,7 @@ def convert(path: Path, target: Path, dtype: torch.dtype = torch.bfloat16) -> No
                 exact = torch.from_numpy(np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type)))
                 return _reordered(outside, exact, config).to(dtype)
 
-            yield outside, shape, read
+            yield outside, shape, dtype, read
 
     with disk.commit(target) as folder:
         settings = weights.hugging_face_config(config, tokenizer, dtype)
@@ -90,7 +90,7 @@ def convert(path: Path, target: Path, dtype: torch.dtype = torch.bfloat16) -> No
         for name, content in tokenizer.files().items():
             folder.write(name, content)
         folder.write("README.md", f"# {values.get('general.name', path.stem)}\n\nConverted from {path.name}.\n")
-        weights.write_stream(folder.path(weights.WEIGHTS), list(tensors()), dtype)
+        weights.write_stream(folder.path(weights.WEIGHTS), list(entries()))
 
 
 def _config(path: Path, values: dict[str, Any], tied: bool) -> ModelConfig:

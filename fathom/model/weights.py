@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fathom.core import disk
 from fathom.core.config import build
 from fathom.core.errors import FathomError
 from fathom.model.config import ModelConfig
+from fathom.model.pretrained import locate
 from fathom.model.tokenizer import Tokenizer
 from fathom.model.transformer import Transformer
 
@@ -35,16 +35,18 @@ def save(directory: Path, model: Transformer, tokenizer: Tokenizer, card: str = 
         for name, content in tokenizer.files().items():
             folder.write(name, content)
         folder.write("README.md", (card or _card(model)).encode())
-        # the file format holds no two names for one tensor, so the copies become copies
-        tensors = {name: value.detach().clone() for name, value in outward(model).items()}
-        save_file(tensors, folder.path(WEIGHTS), metadata={"format": "pt"})
+        entries = [(name, list(t.shape), t.dtype, lambda t=t: t) for name, t in outward(model).items()]
+        write_stream(folder.path(WEIGHTS), entries)
 
 
 def load(directory: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> tuple[
     Transformer, Tokenizer
 ]:
-    """The model and tokenizer of a directory. Tensors missing, unexpected or of wrong shape are named; nothing is
-    loaded then."""
+    """The model and tokenizer of a directory, a GGUF file or a packaged model (see `resolve`).
+
+    Tensors missing, unexpected or of wrong shape are named; nothing is loaded then.
+    """
+    directory = resolve(directory)
     if not directory.is_dir():
         raise FathomError(f"{directory}: no such directory; a model directory holds config.json and {WEIGHTS}")
     if disk.is_complete(directory):
@@ -76,29 +78,40 @@ def load(directory: Path, dtype: torch.dtype | None = None, device: torch.device
     return model, tokenizer
 
 
-def write_stream(
-    path: Path, tensors: Sequence[tuple[str, list[int], Callable[[], Tensor]]], dtype: torch.dtype
-) -> None:
-    """A safetensors file of tensors of one type, (name, shape, how to get it), that holds one in memory at a time."""
-    kinds = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-    if dtype not in kinds:
-        raise FathomError(f"dtype={dtype}: weights are written as {', '.join(str(k) for k in kinds)}; choose one")
-    width, place = torch.empty(0, dtype=dtype).element_size(), 0
+Entry = tuple[str, list[int], torch.dtype, Callable[[], Tensor]]  # name, shape, type, and how to get the tensor
+
+
+def write_stream(path: Path, entries: Sequence[Entry]) -> None:
+    """A safetensors file whose tensors are fetched one after another, so that only one is in memory at a time."""
+    kinds = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
+    place = 0
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    for name, shape, _ in tensors:
-        size = math.prod(shape) * width
+    for name, shape, dtype, _ in entries:
+        if dtype not in kinds:
+            raise FathomError(f"{name}: {dtype}: weights are written as {', '.join(map(str, kinds))}; convert it")
+        size = math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": kinds[dtype], "shape": shape, "data_offsets": [place, place + size]}
         place += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # data begins at a multiple of 8
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name, shape, get in tensors:
-            tensor = get()
+        for name, shape, dtype, get in entries:
+            tensor = get().detach()
             if list(tensor.shape) != shape or tensor.dtype != dtype:
-                raise FathomError(f"{name}: shape {list(tensor.shape)} {tensor.dtype}, {shape} {dtype} was announced; "
-                                  "the file it comes from is damaged")
-            file.write(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+                raise FathomError(f"{name}: {list(tensor.shape)} {tensor.dtype}, announced was {shape} {dtype}; the "
+                                  "file it comes from is damaged: get it again")
+            file.write(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+
+
+def resolve(path: Path) -> Path:
+    """The model directory behind what a user wrote: itself, or what a GGUF file was converted to, in the cache."""
+    place = locate(path)
+    if place.suffix == ".gguf":
+        from fathom.model import gguf
+
+        return gguf.directory(place)
+    return place
 
 
 def outward(model: Transformer) -> dict[str, Tensor]:
@@ -166,7 +179,7 @@ def hugging_face_config(config: ModelConfig, tokenizer: Tokenizer, dtype: torch.
 
 def read_config(directory: Path) -> ModelConfig:
     """The ModelConfig of a directory; what this version cannot compute is refused by name."""
-    path = directory / "config.json"
+    path = resolve(directory) / "config.json"
     raw = disk.read_json(path)
     kind = raw.get("model_type")
     if kind not in ("deepseek_v3", "llama", "fathom"):

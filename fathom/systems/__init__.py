@@ -47,7 +47,7 @@ SYSTEMS: dict[str, System] = {
         "Asks a model the held-out problems of tasks and scores what comes back."),
 }
 NEEDED = ("torch", "safetensors", "tokenizers", "jinja2")  # by every system: the extra `model`
-_PATH = re.compile(r"\.(jsonl|jsonl\.gz|parquet|txt|py)$")
+_PATH = re.compile(r"\.(jsonl|jsonl\.gz|parquet|txt|py|gguf)$")
 _DATA = re.compile(r"\.(jsonl|jsonl\.gz|parquet)$")
 
 
@@ -89,6 +89,7 @@ def check_paths(settings: Settings, where: str, made_in: Path | None = None) -> 
     What lies below `made_in`, the directory of the run, is still to be made.
     """
     from fathom.core.config import neighbour
+    from fathom.model.pretrained import is_model
 
     def check(name: str, path: Path, kind: str, there: bool) -> None:
         if not there and (made_in is None or not path.is_relative_to(made_in)):
@@ -97,6 +98,8 @@ def check_paths(settings: Settings, where: str, made_in: Path | None = None) -> 
     for name in type(settings).model_fields:
         value = getattr(settings, name)
         if isinstance(value, Path):
+            if name != "tokenizer" and is_model(value):
+                continue
             check(name, value, "directory", value.is_dir())
             holds = "tokenizer.json" if name == "tokenizer" else "config.json"
             if value.is_dir() and not (value / holds).is_file():
@@ -127,6 +130,7 @@ def check_sources(settings: Settings) -> None:
 def inputs(settings: Settings) -> dict[str, str]:
     """The files and directories that the settings name, each with a fingerprint of its content."""
     from fathom.core import disk
+    from fathom.model.pretrained import locate
 
     found: dict[str, str] = {}
 
@@ -138,7 +142,7 @@ def inputs(settings: Settings) -> dict[str, str]:
             for inner in value:
                 visit(inner)
         elif isinstance(value, str | Path) and str(value) not in found:
-            path = Path(value)
+            path = locate(Path(value))
             if disk.is_complete(path):
                 found[str(value)] = disk.digest(path)
             elif (path / "records").is_dir():

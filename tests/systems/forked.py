@@ -157,7 +157,8 @@ def watch(inside: str, point: tuple[int, str], seen: list[str]) -> None:
                 operation(arguments[0], arguments[1][: len(arguments[1]) // 2])
             elif point[1] == "half":
                 operation(*arguments, **named)
-                os.truncate(arguments[1], os.path.getsize(arguments[1]) // 2)
+                written = target(name, arguments, named)
+                os.truncate(written, os.path.getsize(written) // 2)
             elif point[1] == "after":
                 operation(*arguments, **named)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -165,7 +166,7 @@ def watch(inside: str, point: tuple[int, str], seen: list[str]) -> None:
         return wrapped
 
     places = [(os, name) for name in NAMES] + [(disk, "_write")]
-    places += [(module, "save_file") for module in (fathom.model.weights, fathom.train.checkpoint)]
+    places += [(fathom.model.weights, "write_stream"), (fathom.train.checkpoint, "save_file")]
     for module, name in places:
         setattr(module, name, dying(getattr(module, name), name))
 

@@ -117,7 +117,7 @@ def points(names: list[str]) -> list[tuple[int, str]]:
     found = []
     for number, name in enumerate(names, 1):
         found.append((number, "before"))
-        if name.startswith(("_write", "save_file")):
+        if name.startswith(("_write", "save_file", "write_stream")):
             found.append((number, "half"))
         if name.startswith(("rename", "replace", "sqlite COMMIT")) or number == len(names):
             found.append((number, "after"))
@@ -226,7 +226,7 @@ def test_systems_that_make_records_killed_at_a_sample_of_disk_operations(small, 
 def test_the_save_path_has_the_operations_that_the_enumeration_dies_at(small, place):
     """Should one of them move to another name, the enumeration would pass it by without a word."""
     for system, wanted in {
-        "pretrain": ("save_file /checkpoints/", "save_file /.tmp-", "_write /metrics.jsonl", "fsync /metrics.jsonl",
+        "pretrain": ("save_file /checkpoints/", "write_stream /.tmp-", "_write /metrics.jsonl", "fsync /metrics.jsonl",
                      "rename /checkpoints/000002", "rename /model", "rename /records/000001", "rename /records/000003",
                      "replace /manifest.json", "unlink /checkpoints/", "rmdir /checkpoints/"),
         "grpo": ("sqlite COMMIT", "replace /samples/000002.jsonl", "rename /checkpoints/000002", "rename /model"),
