@@ -50,7 +50,8 @@ class GymTask:
     """
 
     def __init__(
-        self, task: str, *, hold_out: float = 0.0, numbers: Sequence[int] | None = None, think: str | None = None, timeout_s: float = 5.0, **options: Any
+        self, task: str, *, hold_out: float = 0.0, numbers: Sequence[int] | None = None, think: str | None = None,
+        timeout_s: float = 5.0, **options: Any,
     ) -> None:
         self.gym, self.name = task, f"gym:{task}"
         self.hold_out, self.think, self.options = hold_out, think, options
@@ -113,9 +114,7 @@ class GymTask:
 
     def _problem(self, entry: Mapping[str, Any], split: Split, meta: dict[str, Any]) -> Problem | None:
         question, answer = entry["question"], entry["answer"]
-        if self.numbers and not all(
-            self.numbers[0] <= int(n) <= self.numbers[1] for n in _NUMBERS.findall(question) if len(n) < 19
-        ):
+        if self.numbers and not all(self.numbers[0] <= int(n) <= self.numbers[1] for n in _NUMBERS.findall(question)):
             self.skipped["numbers out of range"] += 1
             return None
         if self.hold_out and not self._belongs(question, split):
