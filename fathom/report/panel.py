@@ -202,18 +202,16 @@ class _Tail:
         self._offsets: dict[str, int] = {}
         self._step: float = 0
         self._total: float | None = None
-        self._unit = "steps"
         self._seen: tuple[int, int] | None = None  # manifest's time and size when it was last read
 
     def read(self, panel: LivePanel) -> None:
         status = self._manifest()
-        for name, update in (("timing.jsonl", False), ("metrics.jsonl", True)):
+        for name in ("timing.jsonl", "metrics.jsonl"):
             for row in self._new(name):
                 values = {k: v for k, v in row.items() if k not in ("step", "expert_load", "total")}
                 if isinstance(row.get("total"), int):  # the system itself says how far it goes
-                    self._total, self._unit = float(row["total"]), "steps"
-                if update:
-                    self._step = row.get("tokens", 0) if self._unit == "tokens" else row.get("step", self._step)
+                    self._total = float(row["total"])
+                self._step = row.get("step", self._step)
                 panel.update(self._stage.name, self._step, self._total, **values)
         if status in ("done", "stopped", "failed"):
             panel.finish(self._stage.name, status)
@@ -229,11 +227,9 @@ class _Tail:
         if self._seen != (about.st_mtime_ns, about.st_size):
             self._seen = (about.st_mtime_ns, about.st_size)
             self._stage = Stage(self._stage.dir, self._stage.name)  # a fresh one: stages keep what they have read
-            for unit in ("steps", "tokens"):
-                value = self._stage.settings.get(unit)
-                if isinstance(value, (int, float)) and value > 0:
-                    self._total, self._unit = float(value), unit
-                    break
+            steps = self._stage.settings.get("steps")
+            if isinstance(steps, (int, float)) and steps > 0:
+                self._total = float(steps)
         return self._stage.status
 
     def _new(self, name: str) -> list[dict[str, Any]]:

@@ -41,6 +41,7 @@ class GymTask:
     Options are the data set's own settings and three of ours:
     hold_out: share of the integers that training never sees. Train problems use none of them, test problems use only
         them, at least two. At 0 the splits differ by seed alone and may overlap.
+    numbers: [least, most]: only problems whose whole numbers all lie in this range.
     think: how worked solutions are written: steps, columns, direct, or two of them as columns/direct, half and half;
         without it there are none.
     timeout_s: seconds that the data set's own judge may take for one answer.
@@ -49,13 +50,20 @@ class GymTask:
     """
 
     def __init__(
-        self, task: str, *, hold_out: float = 0.0, think: str | None = None, timeout_s: float = 5.0, **options: Any
+        self, task: str, *, hold_out: float = 0.0, numbers: Sequence[int] | None = None, think: str | None = None,
+        timeout_s: float = 5.0, **options: Any,
     ) -> None:
         self.gym, self.name = task, f"gym:{task}"
         self.hold_out, self.think, self.options = hold_out, think, options
         self.skipped: Counter[str] = Counter()
         if isinstance(hold_out, bool) or not isinstance(hold_out, int | float) or not 0 <= hold_out < 1:
             raise UsageError(f"hold_out={hold_out!r:.80}: must be ≥ 0 and < 1; give the share of integers to hold out")
+        if numbers is not None and not (
+            isinstance(numbers, list | tuple) and len(numbers) == 2
+            and all(isinstance(n, int) and not isinstance(n, bool) for n in numbers) and 0 <= numbers[0] <= numbers[1]
+        ):
+            raise UsageError(f"numbers={numbers!r}: must be the least and the most, both ≥ 0; write numbers: [10, 99]")
+        self.numbers = None if numbers is None else (numbers[0], numbers[1])
         if think is not None:
             manner_of("", think)
         if think is not None and task not in SOLVED_BY_HAND:
@@ -106,6 +114,9 @@ class GymTask:
 
     def _problem(self, entry: Mapping[str, Any], split: Split, meta: dict[str, Any]) -> Problem | None:
         question, answer = entry["question"], entry["answer"]
+        if self.numbers and not all(self.numbers[0] <= int(n) <= self.numbers[1] for n in _NUMBERS.findall(question)):
+            self.skipped["numbers out of range"] += 1
+            return None
         if self.hold_out and not self._belongs(question, split):
             self.skipped["kept apart by hold_out"] += 1
             return None

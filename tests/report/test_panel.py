@@ -94,11 +94,12 @@ def test_following_reads_whole_lines_as_they_come(tmp_path: Path) -> None:
     follower.stop()
 
 
-def test_following_counts_tokens_where_the_stage_ends_by_tokens(tmp_path: Path) -> None:
+def test_following_learns_from_the_stage_how_far_it_goes(tmp_path: Path) -> None:
     write_manifest(tmp_path / "base", "pretrain", {"tokens": 2e6}, [attempt(0, None, "running")], status="running")
     (tmp_path / "base" / "metrics.jsonl").write_text('{"step":3,"loss":2.5,"tokens":500000}\n')
+    (tmp_path / "base" / "timing.jsonl").write_text('{"step":3,"seconds":1.5,"total":12}\n')
     with follow(tmp_path, ["base"], poll_s=0.01, console=plain()) as follower:
-        wait(lambda: "(25 %)" in follower.panel.line("base"))
+        wait(lambda: "base 3/12 (25 %)" in follower.panel.line("base"))
 
 
 def wait(condition) -> None:

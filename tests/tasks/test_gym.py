@@ -152,3 +152,15 @@ def test_refusals_name_the_remedy(spec: dict[str, object], message: str) -> None
 
 def test_it_is_a_task() -> None:
     assert isinstance(load_task("gym:chain_sum"), Task)
+
+
+def test_numbers_keeps_to_a_range() -> None:
+    task = GymTask("basic_arithmetic", operators=["+"], allow_parentheses=False, numbers=[10, 99], hold_out=0.2)
+    for split in ("train", "test"):
+        problems = list(task.problems(split, 100))
+        assert len(problems) == 100
+        assert all(10 <= n <= 99 for problem in problems for n in numbers(problem))
+    assert task.skipped["numbers out of range"] > 50
+    for wrong in ([99, 10], [10], "10", [1.5, 3], [-1, 3]):
+        with pytest.raises(UsageError, match="numbers="):
+            GymTask("chain_sum", numbers=wrong)
