@@ -63,9 +63,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.docs
-@pytest.mark.parametrize("name", recipes.tiny())
+@pytest.mark.parametrize("name", [*recipes.tiny(), "smollm2-gsm8k"])
 def test_recipes_load(name: str) -> None:
-    given = ["train=a.jsonl", "test=b.jsonl"] if name == "tiny/problems" else []
+    given = [] if name == "tiny/demo" else ["train=a.jsonl", "test=b.jsonl"]
     assert recipes.load(name, given).stages
 
 

@@ -89,18 +89,24 @@ def logits(model: Transformer) -> torch.Tensor:
         return model.logits(model(tokens, Layout.packed([len(tokens)])))
 
 
-# how far a quantisation may move logits of standard deviation about 1: nothing in F32, else what its bits allow
-@pytest.mark.parametrize(("kind", "tolerance"), [("F32", 0.0), ("Q8_0", 0.1), ("Q4_1", 1.0), ("Q5_0", 0.8)])
-def test_there_and_back(kind: str, tolerance: float, tmp_path: Path, tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize("kind", ["F32", "Q8_0", "Q4_1", "Q5_0"])
+def test_there_and_back(kind: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
     model = Transformer(CONFIG).initialise(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(6)
     path = written(tmp_path / "m.gguf", model, tokenizer, kind)
     back, _ = weights.load(gguf.directory(path, torch.float32, tmp_path / "cache"))
     assert back.config == CONFIG
-    assert (logits(back) - logits(model)).abs().max() <= tolerance
+    quantised = package.GGMLQuantizationType[kind]
+    got = weights.outward(back)
+    for name, tensor in weights.outward(model).items():
+        heads = {"q_proj": 4, "k_proj": 2}.get(name.split(".")[-2])
+        order = (lambda t, heads=heads: permuted(t, heads)) if heads else (lambda t: t)
+        expected = order(tensor.detach())
+        if kind != "F32" and expected.dim() > 1:  # block by block, in the order in which the file holds the rows
+            packed = package.quants.quantize(expected.numpy(), quantised)
+            expected = torch.from_numpy(package.quants.dequantize(packed, quantised))
+        assert torch.equal(order(got[name]), expected), name
+    if kind == "F32":
+        assert torch.equal(logits(back), logits(model))
     again = gguf.directory(path, torch.float32, tmp_path / "cache")  # converted once
     assert [p.name for p in (tmp_path / "cache").iterdir()] == [again.name]
 
@@ -125,7 +131,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, tokenizer: Tokenizer, monk
 @pytest.mark.long
 @pytest.mark.parity
 def test_smollm2_says_what_transformers_says() -> None:
-    """20 prompts × 32 tokens, greedy, FP32; a difference counts only where the two best tokens are 1e-4 apart or more."""
+    """20 prompts × 32 tokens, greedy, FP32; a difference counts only where the best two tokens are 1e-4 apart."""
     transformers = pytest.importorskip("transformers")
     try:
         path = pretrained.locate(Path("smollm2"))
@@ -136,7 +142,7 @@ def test_smollm2_says_what_transformers_says() -> None:
     model, tokenizer = weights.load(gguf.directory(path, torch.float32))
     theirs = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     their_tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    asked = [[Message("user", f"What is {a} + {b}? Explain in one sentence.")] for a, b in zip(range(20), range(3, 23), strict=True)]
+    asked = [[Message("user", f"What is {a} + {a + 3}? Explain in one sentence.")] for a in range(20)]
     ours = Engine(model, tokenizer).generate(asked, Sampling(max_tokens=32, temperature=0))
     different = []
     for messages, (completion,) in zip(asked, ours, strict=True):
@@ -144,7 +150,8 @@ def test_smollm2_says_what_transformers_says() -> None:
             [m.to_json() for m in messages], add_generation_prompt=True, return_tensors="pt", return_dict=False)
         assert prompt[0].tolist() == tokenizer.prompt(messages)
         with torch.no_grad():
-            out = theirs.generate(prompt, max_new_tokens=32, do_sample=False, repetition_penalty=1.0)[0, prompt.shape[1]:]
+            out = theirs.generate(prompt, max_new_tokens=32, do_sample=False, repetition_penalty=1.0)
+        out = out[0, prompt.shape[1]:]
         for i, (a, b) in enumerate(zip(completion.tokens, out.tolist(), strict=False)):
             if a != b:
                 with torch.no_grad():
