@@ -16,8 +16,8 @@ from fathom import __version__, cli, recipes
 from fathom.systems import SYSTEMS, settings_class
 
 VERBS = ["run", "demo", "report", "compare", "show", "doctor"]
-GIVEN = {
-    "smollm2-gsm8k": ["train=a.jsonl", "test=b.jsonl"],"tiny/problems": ["train=a.jsonl", "test=b.jsonl"]}  # what a recipe asks for on the command line
+ROWS = ["train=a.jsonl", "test=b.jsonl"]
+GIVEN = {"tiny/problems": ROWS, "smollm2-gsm8k": ROWS}  # what a recipe asks for on the command line
 ALONE = {
     "tokenizer": ['data=[{task: "gym:chain_sum", count: 5}]'],
     "pretrain": ["tokenizer=t", "data=[a.jsonl]"],
