@@ -49,7 +49,9 @@ def show(
             for text in item.lines(width):
                 out.print(text, soft_wrap=True, highlight=False)
             shown += 1
-    if not shown:
+    if not shown and rejects:  # good news, and no error
+        out.print(Text(f"{run.dir}: {_nothing(run, rejects, outcome, step)}"))
+    elif not shown:
         raise UsageError(f"{run.dir}: {_nothing(run, rejects, outcome, step)}")
 
 

@@ -41,8 +41,7 @@ def test_records_and_rejects(made: Path) -> None:
 
 
 def test_nothing_to_show_says_what_is_there(made: Path) -> None:
-    with pytest.raises(UsageError, match="no rejected records"):
-        shown(made / "zero", rejects=True)
+    assert "no rejected records" in shown(made / "zero", rejects=True)  # an answer, not an error
     with pytest.raises(UsageError, match="no completion fits"):
         shown(made / "zero", step=7)
     with pytest.raises(UsageError, match="use one of right, wrong, unread, failed"):
