@@ -197,7 +197,8 @@ class Run:
         swept = [parent / name for parent in parents for name in disk.sweep(parent)]
         for attempt in self._manifest.get("attempts", []):
             if attempt["status"] == "running":
-                attempt["status"] = "killed"  # it never came to say how it ended
+                attempt["status"] = "killed"  # it never came to say how it ended; its last line says when, about
+                attempt["last_seen"] = self._last_written()
         before = self._manifest
         self._begin_attempt()
         self._open_files()
@@ -213,6 +214,12 @@ class Run:
         for line in self._manifest["attempts"][-1].get("changed", []):
             self.log.warning("%s since attempt %d: results may differ", line, self.attempt - 1)
         self._signals = StopSignals(self._console)
+
+    def _last_written(self) -> str | None:
+        """When this directory's metrics, timing or logs were last written to."""
+        paths = (self.dir / "metrics.jsonl", self.dir / "timing.jsonl", *(self.dir / "logs").glob("*.log"))
+        seen = [path.stat().st_mtime for path in paths if path.exists()]
+        return datetime.fromtimestamp(max(seen), UTC).isoformat(timespec="seconds") if seen else None
 
     def _is_done(self) -> bool:
         """Reads the manifest, refusing a directory that is not this run; whether the work was finished before."""

@@ -109,7 +109,7 @@ class Stage:
             following = moment(listed[i + 1].get("started")) if i + 1 < len(listed) else None
             certain = ended is not None
             if ended is None:
-                ended = self._last_sign(i + 1, started, following)
+                ended = moment(entry.get("last_seen")) or self._last_sign(i + 1, started, following)
                 if following is not None and status == "running":
                     status = "killed"
             found.append(Attempt(i + 1, started, ended, status, certain, str(entry.get("message") or "")))
