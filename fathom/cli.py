@@ -16,7 +16,7 @@ from fathom.systems import SYSTEMS, settings_class
 # Nothing here imports pydantic or a settings class before a command needs it: `fathom --help` is to answer at once.
 app = typer.Typer(
     name="fathom", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
-    help="Turns raw pages, code and papers into a reasoning model that can be checked.\n\n"
+    help="Trains language models to reason, on problems that a program checks, and shows that it did.\n\n"
     "Start with `fathom demo`. `fathom run RECIPE` runs a sequence of systems; each system also runs alone.",
 )
 
@@ -40,12 +40,12 @@ def _top(
 @app.command("run", context_settings=EXTRA)
 def run(
     ctx: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="a YAML file, or one that ships: tiny/demo")],
+    recipe: Annotated[str, typer.Argument(help="a YAML file, or one that ships: tiny/demo, tiny/problems")],
     dir: Annotated[Path | None, typer.Option(help="the run directory (default: runs/NAME)")] = None,
     seed: Annotated[int | None, typer.Option(help="in place of the recipe's seed", min=0)] = None,
     fresh: Fresh = False, dry_run: Dry = False, quiet: Quiet = False,
 ) -> None:
-    """Run a recipe: `fathom run tiny/demo zero.group=4`. The same command again continues where it was left."""
+    """Run a recipe: `fathom run tiny/demo reasoned.group=4`. The same command again continues where it was left."""
     from fathom import recipes
 
     loaded = recipes.load(recipe, ctx.args, dir, seed)
@@ -167,7 +167,9 @@ for _name in SYSTEMS:
 def main() -> None:
     """Runs the command line; an error meant for the user goes to stderr, without traceback, with its own exit code."""
     try:
-        app(standalone_mode=False, prog_name="fathom")
+        code = app(standalone_mode=False, prog_name="fathom")  # an interrupted command's 130 comes back as a value
+        if isinstance(code, int) and code:
+            sys.exit(code)
     except FathomError as error:
         typer.echo(f"fathom: {error}", err=True)
         sys.exit(error.exit_code)

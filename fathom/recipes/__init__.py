@@ -13,6 +13,7 @@ directory (`init`, `tokenizer`, `model` of evaluate) the name of an earlier stag
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from fathom.core.errors import FathomError, Stopped, UsageError
 from fathom.systems import SYSTEMS, check_paths, settings_class
 
 SHIPPED = Path(__file__).parent
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # a stage's name is a directory's
 DIRECTORIES = ("init", "tokenizer", "model")
 
 
@@ -95,6 +97,8 @@ def load(name: str, overrides: Sequence[str] = (), directory: Path | None = None
             found = show(values.get("run") if isinstance(values, dict) else values)
             raise UsageError(f"{source}: {key}: run={found}: a stage names its system; write run: with one of "
                              f"{', '.join(SYSTEMS)}")
+        if not _NAME.fullmatch(str(key)) or key in ("stages", "proof"):
+            raise UsageError(f"{source}: {key}: not a stage's name; use letters, digits, _ and - (not stages, proof)")
         over = given.get(key, {})
         if not isinstance(over, dict):
             raise UsageError(f"{key}={over}: write {key}.setting=value")
@@ -222,10 +226,18 @@ def run(
 
     prepare(recipe, fresh)
     names = [stage.name for stage in recipe.stages]
-    with follow(recipe.directory, names) if panel else nullcontext():
+    with follow(recipe.directory, names) if panel else nullcontext() as follower:
         for stage in recipe.stages:
             run_stage(recipe, stage, quiet=panel, watch=(watchers or {}).get(stage.name))
+            if follower is not None and (data := told(recipe, stage)):
+                follower.panel.say(data)
     return write_report(recipe.directory)
+
+
+def told(recipe: Recipe, stage: Stage) -> str:
+    """One line about what became of a finished stage's records; empty where it has none."""
+    summary = disk.read_json(recipe.directory / stage.name / "manifest.json").get("summary") or {}
+    return f"{stage.name}: {summary['ledger']}" if "ledger" in summary else ""
 
 
 def tiny() -> list[str]:
@@ -233,4 +245,4 @@ def tiny() -> list[str]:
     return sorted(str(p.relative_to(SHIPPED).with_suffix("")) for p in (SHIPPED / "tiny").glob("*.yaml"))
 
 
-__all__ = ["Recipe", "Stage", "command", "find", "load", "prepare", "run", "run_stage", "tiny"]
+__all__ = ["Recipe", "Stage", "command", "find", "load", "prepare", "run", "run_stage", "tiny", "told"]

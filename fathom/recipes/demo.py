@@ -38,6 +38,8 @@ def demo(directory: Path, seed: int | None, fresh: bool, dry_run: bool) -> None:
         for stage in recipe.stages:
             if stage.name != KILLED:
                 recipes.run_stage(recipe, stage, quiet=True)
+                if data := recipes.told(recipe, stage):
+                    follower.panel.say(data)
                 continue
             with _killing(recipe, stage) as killed:
                 pass

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fathom.core.errors import UsageError
+from fathom.core.errors import FathomError, UsageError
 
 if TYPE_CHECKING:
     from fathom.core.config import Settings
@@ -46,6 +46,7 @@ SYSTEMS: dict[str, System] = {
         "fathom.systems.evaluate", "Evaluate", "evaluate",
         "Asks a model the held-out problems of tasks and scores what comes back."),
 }
+MAKES_MODEL = ("tokenizer", "pretrain", "sft", "grpo")
 NEEDED = ("torch", "safetensors", "tokenizers", "jinja2")  # by every system: the extra `model`
 _PATH = re.compile(r"\.(jsonl|jsonl\.gz|parquet|txt|py|gguf)$")
 _DATA = re.compile(r"\.(jsonl|jsonl\.gz|parquet)$")
@@ -78,9 +79,23 @@ def start(
         check_paths(settings, where)
         check_sources(settings)
     with Run.open(directory, system, settings, seed, inputs(settings), fresh, time_limit, console) as run:
-        if not run.finished:
+        if run.finished:
+            check_model(system, run.dir)
+        else:
             getattr(importlib.import_module(SYSTEMS[system].module), SYSTEMS[system].function)(settings, run)
     return run
+
+
+def check_model(system: str, directory: Path) -> None:
+    """Raises FathomError where a finished stage no longer has the model that it wrote."""
+    from fathom.core import disk
+
+    model = directory / "model"
+    if system in MAKES_MODEL and not (
+        disk.is_complete(model) and all((model / name).is_file() for name in disk.read_json(model / disk.CHECKSUMS))
+    ):
+        raise FathomError(f"{directory}: finished before, but {model} is not whole any more; restore it from a copy, "
+                          "or start the stage over with --fresh")
 
 
 def check_paths(settings: Settings, where: str, made_in: Path | None = None) -> None:

@@ -93,4 +93,6 @@ def distill(cfg: Distill, run: Run) -> None:
     ledger = store.ledger()
     ledger.check()
     run.log.info("records: %s", ledger)
+    if not ledger.outputs:
+        run.log.warning("nothing was kept: the teacher was never right; teach it more, or ask easier problems")
     run.finish(ledger=str(ledger))

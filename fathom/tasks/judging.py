@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -87,7 +88,24 @@ def reward_groups(
         for problem, group, judged in zip(asked, groups, verdicts, strict=True)
         for c, verdict in zip(group, judged, strict=True)
     ]
-    parts = {name: load_reward(name)(answered) for name in weights}
+    parts = {name: _rewarded(name, answered) for name in weights}
     sums = iter(total(parts, weights))
     each = iter([{name: values[i] for name, values in parts.items()} for i in range(len(answered))])
     return ([list(islice(sums, len(group))) for group in groups], [list(islice(each, len(group))) for group in groups])
+
+
+def _rewarded(name: str, answered: Sequence[Answered]) -> list[float | None]:
+    """One reward's values; what a reward of the user's own did wrong is said in its name."""
+    try:
+        values = list(load_reward(name)(answered))
+    except FathomError:
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {str(error)[:200]}"
+        raise FathomError(f"reward {name} raised {said}; mend the function") from error
+    if len(values) != len(answered):
+        raise FathomError(f"reward {name}: {len(values)} values for {len(answered)} completions; return one for each")
+    for value in values:
+        if value is not None and not math.isfinite(value):
+            raise FathomError(f"reward {name}: {value} is no reward; return a finite number, or None for cannot say")
+    return values
