@@ -94,6 +94,14 @@ def remove(directory: PathLike) -> None:
         shutil.rmtree(temporary)
 
 
+def aside(directory: Path) -> Path:
+    """The first free name beside `directory` to move it to: NAME.1, NAME.2, …"""
+    number = 1
+    while os.path.lexists(directory.with_name(f"{directory.name}.{number}")):
+        number += 1
+    return directory.with_name(f"{directory.name}.{number}")
+
+
 def make_directory(path: PathLike) -> None:
     """`path` as a directory, its own name durable in its parent, as far up as names are new."""
     path = Path(path)

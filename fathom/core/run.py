@@ -243,7 +243,7 @@ class Run:
         listed = "\n  ".join(lines) or "the fingerprint differs: the manifest was edited"
         return UsageError(
             f"{self.dir}: holds a run of other settings\n  {listed}\n"
-            f"start over with --fresh (moves the old directory to {_aside(self.dir).name}), "
+            f"start over with --fresh (moves the old directory to {disk.aside(self.dir).name}), "
             "or keep both with --dir OTHER"
         )
 
@@ -253,7 +253,7 @@ class Run:
         if not os.path.lexists(self.dir / MANIFEST):
             _refuse_foreign(self.dir)
             return
-        aside = _aside(self.dir)
+        aside = disk.aside(self.dir)
         disk.move(self.dir, aside)
         self._lock.path = aside / LOCK
         self._lock.release()
@@ -390,13 +390,6 @@ def _refuse_foreign(directory: Path) -> None:
             f"{directory}: holds {foreign[0]} and no {MANIFEST}, so it is not a run; choose another directory with "
             "--dir"
         )
-
-
-def _aside(directory: Path) -> Path:
-    number = 1
-    while os.path.lexists(directory.with_name(f"{directory.name}.{number}")):
-        number += 1
-    return directory.with_name(f"{directory.name}.{number}")
 
 
 def _line(step: int, values: Mapping[str, Any]) -> str:

@@ -207,19 +207,13 @@ def prepare(recipe: Recipe, fresh: bool = False) -> None:
     for stage in recipe.stages:
         check_paths(stage.settings, f"{recipe.source}: {stage.name}", recipe.directory)
     if fresh and recipe.directory.exists():
-        number = 1
-        while (aside := recipe.directory.with_name(f"{recipe.directory.name}.{number}")).exists():
-            number += 1
-        disk.move(recipe.directory, aside)
+        disk.move(recipe.directory, disk.aside(recipe.directory))
     for folder in (recipe.directory, recipe.directory / "stages"):
         disk.sweep(folder)
     disk.write_atomic(recipe.directory / "recipe.yaml", recipe.text)
 
 
-def run(
-    recipe: Recipe, fresh: bool = False, panel: bool = True,
-    watchers: Mapping[str, Callable[[subprocess.Popen[bytes]], None]] | None = None,
-) -> Path:
+def run(recipe: Recipe, fresh: bool = False, panel: bool = True) -> Path:
     """Runs every stage in order, finished ones skipped, and writes the report; returns the report's path."""
     from fathom.report import write_report
     from fathom.report.panel import follow
@@ -228,7 +222,7 @@ def run(
     names = [stage.name for stage in recipe.stages]
     with follow(recipe.directory, names) if panel else nullcontext() as follower:
         for stage in recipe.stages:
-            run_stage(recipe, stage, quiet=panel, watch=(watchers or {}).get(stage.name))
+            run_stage(recipe, stage, quiet=panel)
             if follower is not None and (data := told(recipe, stage)):
                 follower.panel.say(data)
     return write_report(recipe.directory)
