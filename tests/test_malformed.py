@@ -626,6 +626,101 @@ def parquet_cut_off(rng: random.Random, folder: Path) -> Case:
     return started(folder, "tokenizer", {"data": [str(path)]}, str(path), "Parquet")
 
 
+def problems(path: Path, n: int = 3) -> Path:
+    """A sound file of problems."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f'{{"question": "{i}+1", "answer": "#### {i + 1}"}}\n' for i in range(n)))
+    return path
+
+
+@cause
+def directory_without_data(rng: random.Random, folder: Path) -> Case:
+    path = folder / word(rng)
+    path.mkdir()
+    if rng.random() < 0.5:
+        (path / "table.csv").write_text("question,answer")
+    return started(folder, "tokenizer", {"data": [str(path)]}, str(path), "data files")
+
+
+@cause
+def run_that_kept_no_records(rng: random.Random, folder: Path) -> Case:
+    path = folder / word(rng)
+    problems(path / "samples" / "000050.jsonl")
+    (path / "manifest.json").write_text("{}")
+    return started(folder, "tokenizer", {"data": [str(path)]}, str(path), "kept no records")
+
+
+@cause
+def configuration_that_does_not_exist(rng: random.Random, folder: Path) -> Case:
+    path, name = folder / "d", word(rng)
+    problems(path / "main" / "train.jsonl")
+    problems(path / "socratic" / "train.jsonl")
+    entry: Any = rng.choice([{"data": str(path), "config": name}, {"task": str(path)}])
+    return started(folder, "tokenizer", {"data": [entry]}, str(path), "main, socratic")
+
+
+@cause
+def split_that_does_not_exist(rng: random.Random, folder: Path) -> Case:
+    path, name = folder / "d", word(rng)
+    problems(path / "train.jsonl")
+    problems(path / "test.jsonl")
+    return started(folder, "tokenizer", {"data": [{"data": str(path), "split": name}]}, str(path), name, "train, test")
+
+
+@cause
+def json_array_that_is_none(rng: random.Random, folder: Path) -> Case:
+    path = folder / "d.json"
+    whole = json.dumps([{"question": "1+1", "answer": "2"}] * rng.randrange(1, 9))
+    path.write_text(whole[: rng.randrange(1, len(whole) - 1)])
+    return started(folder, "tokenizer", {"data": [str(path)]}, str(path), "JSON array")
+
+
+@cause
+def arrow_cut_off(rng: random.Random, folder: Path) -> Case:
+    import pyarrow
+
+    path = folder / "d"
+    path.mkdir()
+    table = pyarrow.table({"question": ["1+1"] * 9, "answer": ["2"] * 9})
+    with pyarrow.OSFile(str(path / "a.arrow"), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    whole = (path / "a.arrow").read_bytes()
+    (path / "a.arrow").write_bytes(whole[: rng.randrange(0, len(whole) - 1)])
+    (path / "state.json").write_text('{"_data_files": [{"filename": "a.arrow"}]}')
+    return started(folder, "tokenizer", {"data": [str(path)]}, str(path / "a.arrow"), "Arrow")
+
+
+@cause
+def link_out_of_a_directory(rng: random.Random, folder: Path) -> Case:
+    path = folder / "d"
+    problems(path / "train.jsonl")
+    outside = problems(folder / f"{word(rng)}.jsonl")
+    (path / "test.jsonl").symlink_to(outside)
+    return started(folder, "tokenizer", {"data": [str(path)]}, str(path / "test.jsonl"), str(outside))
+
+
+@cause
+def hub_name_that_is_none(rng: random.Random, folder: Path) -> Case:
+    name = f"hub:{rng.choice([word(rng), 'a/b/c', '../..', '', 'a b/c'])}"
+    return started(folder, "tokenizer", {"data": [name]}, name, "hub:OWNER/NAME")
+
+
+@cause
+def file_of_another_data_set(rng: random.Random, folder: Path) -> Case:
+    path = problems(folder / "d.jsonl", rng.randrange(1, 9))
+    return started(folder, "tokenizer", {"data": [{"task": "math", "data": str(path)}]}, str(path), "gsm8k")
+
+
+@cause
+def option_of_a_file_of_chats(rng: random.Random, folder: Path) -> Case:
+    path = folder / "d.jsonl"
+    path.write_text('{"text": "a"}\n')
+    name, value = rng.choice([("test", "x.jsonl"), ("test_rows", 3), (word(rng), 1), ("workers", 2)])
+    if name == "test":
+        problems(folder / "x.jsonl")
+    return started(folder, "tokenizer", {"data": [{"data": str(path), name: value}]}, str(path), name)
+
+
 # Model directories, tokenizers, checkpoints.
 
 
@@ -1163,11 +1258,11 @@ def bad_rows(rng: random.Random) -> list[tuple[bytes, str]]:
         (b'{"messages": ', "not JSON"),
         (b"[1, 2]", "not a JSON object"),
         (b"5", "not a JSON object"),
-        (b"\xff\xfe\xfd", "not JSON"),
+        (b"\xff\xfe\xfd", "not UTF-8"),
         (b'{"messages": []}', "messages is not a list of turns"),
         (b'{"messages": "hello"}', "messages is not a list of turns"),
         (b'{"messages": [5]}', "a message is malformed"),
-        (b'{"messages": [{"role": "wizard", "content": "x"}]}', "a message is malformed"),
+        (b'{"messages": [{"role": "wizard", "content": "x"}]}', "a message has an unknown role"),
         (b'{"messages": [{"role": ["user"], "content": "x"}]}', "a message is malformed"),
         (b'{"messages": [{"role": "assistant", "content": null}]}', "a message is malformed"),
         (b'{"messages": [{"role": "user", "content": "x"}]}', "no assistant turn"),
@@ -1176,11 +1271,11 @@ def bad_rows(rng: random.Random) -> list[tuple[bytes, str]]:
         (b'{"text": 5}', "text is not text"),
         (b'{"text": "\\udfff"}', "text is not UTF-8"),
         (b'{"prompt": "a", "completion": " "}', "completion is empty"),
-        (b'{"prompt": null, "completion": "a"}', "prompt is not text"),
-        (b'{"prompt": "a"}', "no messages, text or prompt and completion"),
-        (b'{"' + word(rng).encode() + b'": 1}', "no messages, text or prompt and completion"),
-        (b'{"text": "' + b"x" * (1 << 20) + b'"}', "line longer than 1 MiB"),
-        (b"[" * 100_000, "not JSON"),
+        (b'{"prompt": null, "completion": "a"}', "text is missing"),  # null is as good as absent
+        (b'{"prompt": "a"}', "text is missing"),
+        (b'{"' + word(rng).encode() + b'": 1}', "text is missing"),
+        (b'{"text": "' + b"x" * (1 << 20) + b'"}', "line is longer than 1 MiB"),
+        (b"[" * 100_000, "nested deeper than 64 levels"),
     ]
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fathom.core.chat import Completion, Message, Sampling
 from fathom.core.errors import FathomError
+from fathom.engine.plan import Plan
 from fathom.engine.sampler import sample, uniforms
 from fathom.engine.settings import EngineSettings
 from fathom.model.layout import Cache, Layout
@@ -45,6 +46,7 @@ class Engine:
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, settings: EngineSettings | None = None):
         self.model, self.tokenizer, self.settings = model, tokenizer, settings or EngineSettings()
+        self.plan = Plan(model, self.settings.compile)
         self.version = 0
         self.prefilled = 0  # prompt tokens that went through the model, ever
         self.decoded = 0  # completion tokens sampled, ever
@@ -64,7 +66,7 @@ class Engine:
         """`n` completions for each chat prompt; `progress(finished, all)` is called as they finish."""
         return self.complete([self.tokenizer.prompt(p) for p in prompts], sampling, n, progress)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def complete(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int = 1,
         progress: Callable[[int, int], None] | None = None,
@@ -92,7 +94,8 @@ class Engine:
             # similar prompts together: less padding in prefill and in the cache
             order = sorted(range(len(requests)), key=lambda r: (len(requests[r].prompt), requests[r].prompt))
             for first in range(0, len(order), self.settings.batch):
-                self._run([requests[r] for r in order[first: first + self.settings.batch]], sampling)
+                with self.plan:
+                    self._run([requests[r] for r in order[first: first + self.settings.batch]], sampling)
                 if progress:
                     progress(min(first + self.settings.batch, len(order)), len(order))
         finally:
@@ -117,7 +120,7 @@ class Engine:
                 keep = torch.from_numpy(np.flatnonzero(running)).to(token_B.device)
                 cache.keep(keep)
                 token_B, live, running = token_B[keep], live[running], running[running]
-            logits_BV = self.model.logits(self.model(token_B, Layout.decode(cache)))
+            logits_BV = self.plan.step(token_B, cache)
 
     def _append(self, request: Request, token: int, logp: float, stop: tuple[str, ...]) -> bool:
         """Whether the request goes on after `token`."""

@@ -4,12 +4,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fathom.model.config import ModelConfig
 from fathom.model.layout import Layout
+from fathom.model.lora import effective_weight
 from fathom.model.rope import rotate
 
 
@@ -22,9 +27,38 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype in (torch.float32, torch.float64):
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        return (F.rms_norm(x.float(), self.weight.shape, None, self.eps) * self.weight.float()).to(x.dtype)
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            return normalise(x, self.weight, self.eps)
+        y: Tensor = F.rms_norm(x, list(self.weight.shape), self.weight, self.eps)
+        return y
+
+
+class _Normalise(torch.autograd.Function):
+    """RMSNorm for the CPU, where torch has no fused one: few passes, and x alone is kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        exact = x if x.dtype == torch.float64 else x.float()
+        width = x.shape[-1]
+        # √(|x|² + D·eps) is a hypotenuse
+        length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
+        scale = math.sqrt(width) / length.hypot_(length.new_tensor(math.sqrt(width * eps)))
+        ctx.save_for_backward(x, weight, scale)
+        y: Tensor = (exact * scale).mul_(weight.to(exact.dtype)).to(x.dtype)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        x, weight, scale = ctx.saved_tensors
+        unit = x.to(scale.dtype) * scale
+        grad = grads[0].to(scale.dtype)
+        grad_weight = (grad * unit).flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        grad = grad * weight.to(scale.dtype)
+        share = (grad * unit).mean(-1, keepdim=True)  # the part along x, which the norm takes away
+        return grad.addcmul_(unit, share, value=-1).mul_(scale).to(x.dtype), grad_weight, None
+
+
+normalise: Callable[..., Tensor] = _Normalise.apply
 
 
 def attend(q_THC: Tensor, k_TGC: Tensor, v_TGV: Tensor, layout: Layout, scale: float) -> Tensor:
@@ -36,20 +70,38 @@ def attend(q_THC: Tensor, k_TGC: Tensor, v_TGV: Tensor, layout: Layout, scale: f
     width = max(q_THC.shape[2], v_width)
     padded = [F.pad(t, (0, width - t.shape[2])) if t.shape[2] < width else t for t in (q_THC, k_TGC, v_TGV)]
     outputs = []
+    cell = 0
     for rows_NL in layout.rectangles:
         n, length = rows_NL.shape
-        rows = rows_NL.reshape(-1)
-        q, k, v = (t.index_select(0, rows).view(n, length, t.shape[1], width).transpose(1, 2) for t in padded)
+        q, k, v = (
+            (t[cell: cell + n * length] if layout.in_order else t.index_select(0, rows_NL.reshape(-1)))
+            .view(n, length, t.shape[1], width).transpose(1, 2) for t in padded
+        )
+        cell += n * length
         # cells past a sequence's end come last, so causality alone keeps them from every real token
         o = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=k.shape[1] != heads)
         outputs.append(o.transpose(1, 2).reshape(n * length, heads, width)[..., :v_width])
+    o_THV = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    if layout.in_order:
+        return o_THV
     assert layout.place_T is not None
-    return torch.cat(outputs).index_select(0, layout.place_T)
+    return o_THV.index_select(0, layout.place_T)
 
 
-def past_mask(layout: Layout, length: int) -> Tensor:
-    """[B, S] True where slot b has a token at cached position s, this step's own included."""
-    return torch.arange(length, device=layout.positions_T.device)[None, :] <= layout.positions_T[:, None]
+def remember(layout: Layout, layer: int, *entries_TGC: Tensor) -> None:
+    """Writes tokens' cache entries, each [T, G, C], where the layout says; nothing without a cache."""
+    if layout.cache is not None and layout.cells is not None:
+        for stored, entry in zip(layout.cache.layers[layer], entries_TGC, strict=True):
+            stored.view(-1, stored.shape[-1]).index_copy_(0, layout.cells, entry.flatten(0, 1))
+
+
+def weigh_past(q_XMC: Tensor, k_XSC: Tensor, v_XSV: Tensor, past_BS: Tensor, scale: float) -> Tensor:
+    """softmax(q·k · scale + past) v for M queries of one token, [X, M, V]; X is slots times key/value heads."""
+    heads = len(q_XMC) // len(past_BS)
+    past_X1S = (past_BS if heads == 1 else past_BS.repeat_interleave(heads, dim=0))[:, None, :]
+    scores_XMS = torch.baddbmm(past_X1S, q_XMC, k_XSC.mT, alpha=scale)
+    exact = torch.float64 if scores_XMS.dtype == torch.float64 else torch.float32
+    return torch.bmm(scores_XMS.softmax(-1, dtype=exact).to(v_XSV.dtype), v_XSV)
 
 
 class LatentAttention(nn.Module):
@@ -87,9 +139,8 @@ class LatentAttention(nn.Module):
         c_TR = self.kv_a_layernorm(c_TR)  # the latent only: the rotary key is shared by all heads and not normalised
         k_rope_T1P = rotate(k_rope_TP[:, None, :], cos_sin, self.interleave)
         if layout.cache is not None:
-            (stored,) = layout.cache.layers[layer]
-            stored[layout.slot_T, layout.positions_T] = torch.cat((c_TR, k_rope_T1P[:, 0]), dim=-1)
-        if layout.reads_cache:
+            remember(layout, layer, torch.cat((c_TR[:, None, :], k_rope_T1P), dim=-1))
+        if layout.past_BS is not None:
             o_THV = self._absorbed(q_nope_THC, q_rope_THP, layout, layer)
         else:
             o_THV = self._expanded(q_nope_THC, q_rope_THP, c_TR, k_rope_T1P, layout)
@@ -103,18 +154,15 @@ class LatentAttention(nn.Module):
         return attend(torch.cat((q_nope, q_rope), dim=-1), k, v, layout, self.scale)
 
     def _absorbed(self, q_nope_BHC: Tensor, q_rope_BHP: Tensor, layout: Layout, layer: int) -> Tensor:
-        assert layout.cache is not None
-        longest = int(layout.positions_T.max()) + 1
-        past_BSC = layout.cache.layers[layer][0][:, :longest]
-        weight_HOR = self.kv_b_proj.weight.view(self.heads, -1, self.latent)
+        assert layout.cache is not None and layout.past_BS is not None
+        past_BSC = layout.cache.layers[layer][0][:, 0, : layout.past_BS.shape[1]]
+        weight_HOR = effective_weight(self.kv_b_proj).view(self.heads, -1, self.latent)
         w_uk_HCR, w_uv_HVR = weight_HOR[:, : self.nope], weight_HOR[:, self.nope:]
         # (W_UK c)·q = c·(W_UKᵀ q): the two factors stay apart, their product would be larger
-        q_latent_BHR = torch.einsum("bhc,hcr->bhr", q_nope_BHC, w_uk_HCR)
-        scores_BHS = torch.cat((q_latent_BHR, q_rope_BHP), dim=-1) @ past_BSC.mT * self.scale
-        scores_BHS = scores_BHS.masked_fill(~past_mask(layout, longest)[:, None, :], float("-inf"))
-        weights_BHS = scores_BHS.softmax(-1, dtype=_softmax_dtype(scores_BHS)).to(past_BSC.dtype)
-        z_BHR = weights_BHS @ past_BSC[..., : self.latent]
-        return torch.einsum("bhr,hvr->bhv", z_BHR, w_uv_HVR)
+        q_latent_HBR = torch.bmm(q_nope_BHC.transpose(0, 1), w_uk_HCR)
+        q_BHC = torch.cat((q_latent_HBR.transpose(0, 1), q_rope_BHP), dim=-1)
+        z_BHR = weigh_past(q_BHC, past_BSC, past_BSC[..., : self.latent], layout.past_BS, self.scale)
+        return torch.bmm(z_BHR.transpose(0, 1), w_uv_HVR.mT).transpose(0, 1)
 
 
 class GroupedQueryAttention(nn.Module):
@@ -134,29 +182,15 @@ class GroupedQueryAttention(nn.Module):
         q_THC = rotate(self.q_proj(x_TD).view(-1, self.heads, self.width), cos_sin, self.interleave)
         k_TGC = rotate(self.k_proj(x_TD).view(-1, self.groups, self.width), cos_sin, self.interleave)
         v_TGC = self.v_proj(x_TD).view(-1, self.groups, self.width)
-        if layout.cache is not None:
-            keys, values = layout.cache.layers[layer]
-            keys[layout.slot_T, layout.positions_T] = k_TGC.flatten(1)
-            values[layout.slot_T, layout.positions_T] = v_TGC.flatten(1)
-        o_THC = self._cached(q_THC, layout, layer) if layout.reads_cache else attend(
-            q_THC, k_TGC, v_TGC, layout, self.scale)
+        remember(layout, layer, k_TGC, v_TGC)
+        o_THC = attend(q_THC, k_TGC, v_TGC, layout, self.scale) if layout.past_BS is None else self._cached(
+            q_THC, layout, layer)
         y_TD: Tensor = self.o_proj(o_THC.reshape(-1, self.heads * self.width))
         return y_TD
 
     def _cached(self, q_BHC: Tensor, layout: Layout, layer: int) -> Tensor:
-        assert layout.cache is not None
-        longest = int(layout.positions_T.max()) + 1
-        k_BGSC, v_BGSC = (
-            part[:, :longest].view(len(part), longest, self.groups, self.width).transpose(1, 2)
-            for part in layout.cache.layers[layer]
-        )
-        q_BGMC = q_BHC.view(-1, self.groups, self.heads // self.groups, self.width)
-        scores = q_BGMC @ k_BGSC.mT * self.scale
-        scores = scores.masked_fill(~past_mask(layout, longest)[:, None, None, :], float("-inf"))
-        weights = scores.softmax(-1, dtype=_softmax_dtype(scores)).to(v_BGSC.dtype)
-        o_BHC: Tensor = (weights @ v_BGSC).flatten(1, 2)
-        return o_BHC
-
-
-def _softmax_dtype(scores: Tensor) -> torch.dtype:
-    return torch.float64 if scores.dtype == torch.float64 else torch.float32
+        assert layout.cache is not None and layout.past_BS is not None
+        past = layout.past_BS.shape[1]
+        k_XSC, v_XSC = (part.flatten(0, 1)[:, :past] for part in layout.cache.layers[layer])
+        q_XMC = q_BHC.reshape(-1, self.heads // self.groups, self.width)
+        return weigh_past(q_XMC, k_XSC, v_XSC, layout.past_BS, self.scale).view(-1, self.heads, self.width)

@@ -1,8 +1,13 @@
-"""ModelConfig: the shape of a model, in the field names of a Hugging Face `config.json`. Loads no torch."""
+"""ModelConfig: the shape of a model, in the field names of a Hugging Face `config.json`; Lora: of its adapters.
+
+Loads no torch.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -73,6 +78,43 @@ class ModelConfig(Settings):
     def qk_head_dim(self) -> int:
         """Width of one query or key head."""
         return self.qk_nope_head_dim + self.qk_rope_head_dim if self.attention == "mla" else self.head_dim
+
+
+# what adapters can stand beside: projections by their name in attention and dense or shared feed-forward, and the
+# routed experts, which lie fused in two tensors
+LORA_TARGETS = ("q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "k_proj", "v_proj", "o_proj",
+                "gate_proj", "up_proj", "down_proj", "experts")
+
+
+class Lora(Settings):
+    """Low-rank adapters beside frozen weights: W + α/r · B A (Hu et al. 2021 §4.1)."""
+
+    aliases: ClassVar[Mapping[str, str]] = {
+        "r": "rank", "lora_alpha": "alpha", "target_modules": "targets", "use_rslora": "rslora"}
+    elsewhere: ClassVar[Mapping[str, str]] = {
+        "lora_dropout": "adapters are trained without dropout here; leave it out",
+        "dropout": "adapters are trained without dropout here; leave it out",
+    }
+
+    rank: int = Field(16, ge=1, description="width r of A and B; a multiple of 8 keeps fused experts on the fast path")
+    alpha: float = Field(32.0, gt=0, description="α: the adapter's output is multiplied by α/r")
+    targets: tuple[str, ...] | None = Field(
+        None, min_length=1, description=f"of {', '.join(LORA_TARGETS)}; null takes all that the model has")
+    rslora: bool = Field(False, description="multiply by α/√r instead, for large ranks (Kalajdzievski 2023)")
+
+    @property
+    def scale(self) -> float:
+        """What the adapter's output is multiplied by."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+    @model_validator(mode="after")
+    def _known_targets(self) -> Lora:
+        for target in self.targets or ():
+            if target not in LORA_TARGETS:
+                near = get_close_matches(target, LORA_TARGETS, 1)
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(LORA_TARGETS)}"
+                raise ValueError(f"targets: {target}: adapters cannot stand there; {hint}")
+        return self
 
 
 PRESETS: dict[str, ModelConfig] = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,8 +69,18 @@ def convert(path: Path, target: Path, dtype: torch.dtype = torch.bfloat16) -> No
         reader = gguf.GGUFReader(path)
         values = {name: field.contents() for name, field in reader.fields.items()}
     except (ValueError, OSError, IndexError, KeyError, UnicodeDecodeError) as error:
+        if "GGMLQuantizationType" in str(error):
+            number = re.findall(r"\d+", str(error))[-1]
+            raise FathomError(f"{path}: a tensor is stored as type {number}, which the installed gguf package does not "
+                              "know; pip install --upgrade gguf, or use a file in Q4_K_M, Q6_K, Q8_0 or F16") from error
         raise FathomError(f"{path}: not a whole GGUF file ({str(error)[:120]}); download it again") from error
     named = {tensor.name: tensor for tensor in reader.tensors}
+    for kind, tensor in {tensor.tensor_type: tensor for tensor in reader.tensors}.items():
+        try:  # one block of zeros, so that this is known before anything is written
+            gguf.quants.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+        except NotImplementedError as error:
+            raise FathomError(f"{path}: tensor {tensor.name} is stored as {kind.name}, which the gguf package cannot "
+                              "take apart; use a file in Q4_K_M, Q6_K, Q8_0 or F16") from error
     config = _config(path, values, tied="output.weight" not in named)
     tokenizer = _tokenizer(path, values)
 

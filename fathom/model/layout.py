@@ -26,18 +26,27 @@ MOST_PADDING = 1.25  # cells of a rectangle per token in it (a call per short se
 
 
 class Cache:
-    """What attention keeps of past tokens: for each layer, tensors of shape [slots, length, width].
+    """What attention keeps of past tokens: for each layer, tensors of shape [slots, heads, length, width].
 
-    For latent attention this is one tensor, the normalised latent and the rotated shared key (DeepSeek-V2 §2.1.2); for
-    grouped-query attention two, rotated keys and values. `lengths[b]` counts the tokens that slot b holds.
+    For latent attention this is one tensor of one head, the normalised latent and the rotated shared key (DeepSeek-V2
+    §2.1.2); for grouped-query attention two, rotated keys and values of every key/value head. `lengths[b]` counts the
+    tokens that slot b holds; none holds more than `longest`, a number that is known without asking the device.
     """
 
     def __init__(self, config: ModelConfig, slots: int, length: int, dtype: torch.dtype, device: torch.device | str):
         self.lengths = torch.zeros(slots, dtype=torch.long, device=device)
+        self.longest, self.dtype = 0, dtype
         self.layers = [
-            tuple(torch.zeros(slots, length, width, dtype=dtype, device=device) for width in cache_widths(config))
+            tuple(torch.zeros(slots, heads, length, width, dtype=dtype, device=device)
+                  for heads, width in cache_shapes(config))
             for _ in range(config.num_hidden_layers)
         ]
+
+    def cells(self, slot_T: Tensor, positions_T: Tensor) -> Tensor:
+        """[T · heads] where each head of each token stands in a layer's tensor seen as rows of `width`."""
+        _, heads, length, _ = self.layers[0][0].shape
+        head = torch.arange(heads, device=slot_T.device)
+        return ((slot_T[:, None] * heads + head) * length + positions_T[:, None]).flatten()
 
     @property
     def bytes(self) -> int:
@@ -50,11 +59,11 @@ class Cache:
         self.layers = [tuple(part.index_select(0, slots) for part in layer) for layer in self.layers]
 
 
-def cache_widths(config: ModelConfig) -> tuple[int, ...]:
-    """Elements that each cache tensor holds per token and layer."""
+def cache_shapes(config: ModelConfig) -> tuple[tuple[int, int], ...]:
+    """(heads, width) of each tensor that the cache holds per layer: their product is its elements per token."""
     if config.attention == "mla":
-        return (config.kv_lora_rank + config.qk_rope_head_dim,)
-    return (config.num_key_value_heads * config.head_dim,) * 2
+        return ((1, config.kv_lora_rank + config.qk_rope_head_dim),)
+    return ((config.num_key_value_heads, config.head_dim),) * 2
 
 
 @dataclass(frozen=True)
@@ -66,8 +75,10 @@ class Layout:
     sequences: int
     rectangles: tuple[Tensor, ...] = ()  # each [N, L]: token numbers; cells past a sequence's end repeat its last token
     place_T: Tensor | None = None  # cell, over all rectangles laid end to end, that holds a token's attention output
+    in_order: bool = False  # the rectangles' cells are the tokens, in their order: nothing need be gathered
     cache: Cache | None = None
-    slot_T: Tensor | None = None  # with a cache: the slot of each token
+    cells: Tensor | None = None  # with a cache: where each token's entries go, see Cache.cells
+    past_BS: Tensor | None = None  # decoding: 0 where a slot holds a token, this step's own included, else −∞
 
     @classmethod
     def packed(
@@ -101,6 +112,7 @@ class Layout:
         return cls(
             positions_T=positions.to(device), sequence_T=sequence.to(device), sequences=len(lengths),
             rectangles=tuple(r.to(device) for r in rectangles), place_T=place.to(device),
+            in_order=torch.equal(place, torch.arange(sum(r.numel() for r in rectangles))),
         )
 
     @classmethod
@@ -109,27 +121,27 @@ class Layout:
         flat = cls.packed(lengths, cache.lengths.device)
         slot_S = torch.tensor(list(slots), dtype=torch.long, device=cache.lengths.device)
         cache.lengths[slot_S] = torch.tensor(list(lengths), dtype=torch.long, device=cache.lengths.device)
-        return cls(flat.positions_T, flat.sequence_T, flat.sequences, flat.rectangles, flat.place_T, cache,
-                   slot_S[flat.sequence_T])
+        cache.longest = max(cache.longest, *lengths)
+        return cls(flat.positions_T, flat.sequence_T, flat.sequences, flat.rectangles, flat.place_T,
+                   flat.in_order, cache, cache.cells(slot_S[flat.sequence_T], flat.positions_T))
 
     @classmethod
     def decode(cls, cache: Cache) -> Layout:
         """The next token of every cache slot; the slot's length grows by one."""
         positions = cache.lengths.clone()
         cache.lengths += 1
+        cache.longest += 1
         slots = torch.arange(len(positions), device=positions.device)
-        return cls(positions, slots, len(positions), cache=cache, slot_T=slots)
-
-    @property
-    def reads_cache(self) -> bool:
-        """Whether attention reads past tokens from the cache (decoding) rather than from the row itself."""
-        return self.cache is not None and not self.rectangles
+        there_BS = torch.arange(cache.longest, device=positions.device)[None, :] <= positions[:, None]
+        past_BS = torch.zeros(there_BS.shape, dtype=cache.dtype, device=positions.device)
+        return cls(positions, slots, len(positions), cache=cache, cells=cache.cells(slots, positions),
+                   past_BS=past_BS.masked_fill_(~there_BS, float("-inf")))
 
     def to(self, device: torch.device | str) -> Layout:
         """The same layout with its index tensors on `device`; only for layouts without a cache."""
-        place_T, slot_T = (None if t is None else t.to(device) for t in (self.place_T, self.slot_T))
         return Layout(self.positions_T.to(device), self.sequence_T.to(device), self.sequences,
-                      tuple(r.to(device) for r in self.rectangles), place_T, self.cache, slot_T)
+                      tuple(r.to(device) for r in self.rectangles),
+                      None if self.place_T is None else self.place_T.to(device), self.in_order)
 
 
 def _rectangles(rows: list[list[int]], tokens: int) -> tuple[list[Tensor], Tensor]:

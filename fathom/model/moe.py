@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +54,11 @@ class Gate(nn.Module):
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Affinities [T, E], the chosen experts [T, K] and their weights [T, K]; all arithmetic in FP32."""
         exact = torch.float64 if x_TD.dtype == torch.float64 else torch.float32
-        score_TE = F.linear(x_TD.to(exact), self.weight.to(exact)).sigmoid()
+        return self.choose(F.linear(x_TD.to(exact), self.weight.to(exact)))
+
+    def choose(self, logits_TE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same from the gate's logits."""
+        score_TE = logits_TE.sigmoid()
         # the order of equal scores must not depend on the machine's mood: top-k of distinct values is all we rely on
         expert_TK = (score_TE.detach() + self.e_score_correction_bias).topk(self.chosen, dim=-1).indices
         weight_TK = score_TE.gather(1, expert_TK)
@@ -68,21 +72,71 @@ class Experts(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         experts, width, inner = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
+        self.chosen = config.num_experts_per_tok
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * inner, width))
         self.down_proj = nn.Parameter(torch.empty(experts, width, inner))
 
     def forward(self, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> Tensor:
         """Σ_k weight · expert(x), [T, D]. Tokens are sorted by expert, so each expert multiplies one block."""
-        tokens, chosen = expert_TK.shape
-        order = expert_TK.flatten().argsort(stable=True)
+        order = expert_TK.flatten().argsort(stable=True)  # the (token, choice) pairs, expert by expert
         counts = torch.bincount(expert_TK.flatten(), minlength=self.gate_up_proj.shape[0])
-        x = x_TD.index_select(0, order // chosen)
-        gate, up = grouped_matmul(x, self.gate_up_proj.mT, counts).chunk(2, dim=-1)
-        y = grouped_matmul(F.silu(gate) * up, self.down_proj.mT, counts)
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device=order.device)
-        y_TKD = y.index_select(0, back).view(tokens, chosen, -1)
-        return (y_TKD * weight_TK.to(y.dtype)[..., None]).sum(1)
+        back_TK = torch.empty_like(order)
+        back_TK[order] = torch.arange(len(order), device=order.device)
+        back_TK = back_TK.view_as(expert_TK)
+        token = order // expert_TK.shape[1]
+        gate, up = self.times("gate_up_proj", dispatch(x_TD, token, back_TK), counts).chunk(2, dim=-1)
+        # the weights enter where rows are narrow: the matrix that follows is linear
+        inner = F.silu(gate) * up * weight_TK.to(x_TD.dtype).flatten().index_select(0, order)[:, None]
+        return combine(self.times("down_proj", inner, counts), token, back_TK)
+
+    def times(self, name: str, x: Tensor, counts_E: Tensor) -> Tensor:
+        """Rows of `x`, sorted by expert, through each expert's matrix `gate_up_proj` or `down_proj`."""
+        return grouped_matmul(x, getattr(self, name).mT, counts_E)
+
+    def effective(self, name: str) -> Tensor:
+        """The tensor that `times` multiplies by, adapters added: for those who read weights and call no forward."""
+        weight: Tensor = getattr(self, name)
+        return weight
+
+
+class _Dispatch(torch.autograd.Function):
+    """x [T, D] ↦ rows [T·K, D] in the experts' order; `token` [T·K] names each row's token, `back` [T, K] its place.
+
+    The adjoint of `_Combine`: knowing that `token` and `back` belong together, neither direction scatters.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, token: Tensor, back_TK: Tensor) -> Tensor:
+        ctx.save_for_backward(token, back_TK)
+        return x_TD.index_select(0, token)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _sum_rows(grads[0], ctx.saved_tensors[1]), None, None
+
+
+class _Combine(torch.autograd.Function):
+    """rows [T·K, D] in the experts' order ↦ their sum for each token, [T, D]; see `_Dispatch`."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, token: Tensor, back_TK: Tensor) -> Tensor:
+        ctx.save_for_backward(token, back_TK)
+        return _sum_rows(rows, back_TK)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0].index_select(0, ctx.saved_tensors[0]), None, None
+
+
+dispatch: Callable[..., Tensor] = _Dispatch.apply
+combine: Callable[..., Tensor] = _Combine.apply
+
+
+def _sum_rows(rows: Tensor, back_TK: Tensor) -> Tensor:
+    """Σ_k rows[back[t, k]], [T, D], gathered and added in one pass where there is a kernel for it."""
+    if rows.dtype == torch.float32:
+        return F.embedding_bag(back_TK, rows, mode="sum")
+    return rows.index_select(0, back_TK.flatten()).view(*back_TK.shape, -1).sum(1)
 
 
 def grouped_matmul(x: Tensor, weight_EIO: Tensor, counts_E: Tensor) -> Tensor:

@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,8 +24,34 @@ def angles(positions_T: Tensor, channels: int, theta: float, dtype: torch.dtype)
 def rotate(x_THC: Tensor, cos_sin: tuple[Tensor, Tensor], interleave: bool) -> Tensor:
     """`x` [T, H, C] with each pair of channels turned by its angle; pairs are (2i, 2i+1) or (i, i + C/2)."""
     cos, sin = (part[:, None, :].to(x_THC.dtype) for part in cos_sin)
-    if interleave:  # DeepSeek's released weights: adjacent channels form a pair
-        even, odd = x_THC[..., 0::2], x_THC[..., 1::2]
-        return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
-    first, second = x_THC.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    turn = rotation if x_THC.requires_grad and not torch.compiler.is_compiling() else _turn
+    return turn(x_THC, cos, sin, interleave)
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleave: bool) -> Tensor:
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    (a, b), (turned_a, turned_b) = (
+        (t[..., 0::2], t[..., 1::2]) if interleave else t.chunk(2, dim=-1)  # DeepSeek's weights pair neighbours
+        for t in (x, out)
+    )
+    torch.mul(a, cos, out=turned_a).addcmul_(b, sin, value=-1)
+    torch.mul(b, cos, out=turned_b).addcmul_(a, sin)
+    return out
+
+
+class _Rotation(torch.autograd.Function):
+    """The gradient of a turn is the turn back: nothing of the input need be kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleave: bool) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.interleave = interleave
+        return _turn(x, cos, sin, interleave)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(grads[0], cos, -sin, ctx.interleave), None, None, None
+
+
+rotation: Callable[..., Tensor] = _Rotation.apply

@@ -7,7 +7,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -23,9 +22,10 @@ class Routing:
     """What the routers did in one forward pass.
 
     `counts[layer]` is [E], the number of tokens each expert got, as integers; `balance` is [S], Σ f·P summed over
-    layers, differentiable. Filled outside of recomputed code, so nothing is counted twice.
+    layers, differentiable, where `balanced` asks for it. Filled outside of recomputed code: nothing is counted twice.
     """
 
+    balanced: bool = False
     counts: dict[int, Tensor] = field(default_factory=dict)
     balance: Tensor | None = None
 
@@ -42,19 +42,18 @@ class Block(nn.Module):
         self.mlp = MoE(config) if config.is_moe(layer) else SwiGLU(config.hidden_size, config.intermediate_size)
 
     def forward(
-        self, x_TD: Tensor, layout: Layout, cos_sin: tuple[Tensor, Tensor], routed: bool
+        self, x_TD: Tensor, layout: Layout, cos_sin: tuple[Tensor, Tensor], counted: bool, balanced: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The new residual stream and, where `routed` asks and the layer has experts, balance [S] and counts [E]."""
+        """The new residual stream and, where asked and the layer has experts, their counts [E] and balance [S]."""
         x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), layout, cos_sin, self.layer)
         h_TD = self.post_attention_layernorm(x_TD)
         if not isinstance(self.mlp, MoE):
             return x_TD + self.mlp(h_TD), None, None
         y_TD, score_TE, expert_TK = self.mlp(h_TD)
-        if not routed:
-            return x_TD + y_TD, None, None
-        balance_S = sequence_balance(score_TE, self.chosen, layout.sequence_T, layout.sequences)
-        counts_E = torch.bincount(expert_TK.flatten(), minlength=score_TE.shape[1])
-        return x_TD + y_TD, balance_S, counts_E
+        counts_E = torch.bincount(expert_TK.flatten(), minlength=score_TE.shape[1]) if counted else None
+        balance_S = sequence_balance(
+            score_TE, self.chosen, layout.sequence_T, layout.sequences) if balanced else None
+        return x_TD + y_TD, counts_E, balance_S
 
 
 class MultiTokenPrediction(nn.Module):
@@ -144,22 +143,16 @@ class Transformer(nn.Module):
     def _run(
         self, block: nn.Module, x_TD: Tensor, layout: Layout, cos_sin: tuple[Tensor, Tensor], routing: Routing | None
     ) -> Tensor:
+        asked = (routing is not None, routing is not None and routing.balanced)
         if self.recompute and torch.is_grad_enabled():
-            out = checkpoint(block, x_TD, layout, cos_sin, routing is not None, use_reentrant=False)
+            out = checkpoint(block, x_TD, layout, cos_sin, *asked, use_reentrant=False)
         else:
-            out = block(x_TD, layout, cos_sin, routing is not None)
-        x_TD, balance_S, counts_E = out
-        if routing is not None and balance_S is not None:
+            out = block(x_TD, layout, cos_sin, *asked)
+        x_TD, counts_E, balance_S = out
+        if routing is not None and counts_E is not None:
             assert isinstance(block, Block)
             routing.counts[block.layer] = counts_E
-            routing.balance = balance_S if routing.balance is None else routing.balance + balance_S
+            if balance_S is not None:
+                routing.balance = balance_S if routing.balance is None else routing.balance + balance_S
         return x_TD
 
-
-def log_probabilities(model: Transformer, hidden: Tensor, chosen: Tensor, temperature: float = 1.0) -> Tensor:
-    """Natural log-probability of each `chosen` token, [n], softmax in FP32 (FP64 for float64 models)."""
-    logits = model.logits(hidden)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    if temperature != 1.0:
-        logits = logits / temperature
-    return -F.cross_entropy(logits, chosen, reduction="none")

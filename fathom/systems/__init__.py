@@ -48,8 +48,8 @@ SYSTEMS: dict[str, System] = {
 }
 MAKES_MODEL = ("tokenizer", "pretrain", "sft", "grpo")
 NEEDED = ("torch", "safetensors", "tokenizers", "jinja2")  # by every system: the extra `model`
-_PATH = re.compile(r"\.(jsonl|jsonl\.gz|parquet|txt|py|gguf)$")
-_DATA = re.compile(r"\.(jsonl|jsonl\.gz|parquet)$")
+_PATH = re.compile(r"\.(jsonl|jsonl\.gz|json|parquet|arrow|txt|py|gguf)$")
+_DATA = re.compile(r"\.(jsonl|jsonl\.gz|json|parquet|arrow)$")
 
 
 def settings_class(system: str) -> type[Settings]:
@@ -75,13 +75,16 @@ def start(
     settings = build(settings_class(system), values, where)
     if absent := [package for package in NEEDED if importlib.util.find_spec(package) is None]:
         raise UsageError(f"{system}: needs {', '.join(absent)}, not installed; pip install 'fathom-reasoning[demo]'")
+    found: list[str] = []
     if fresh or not (directory / MANIFEST).exists():  # before there is a run that a corrected name would not continue
         check_paths(settings, where)
-        check_sources(settings)
+        found = check_sources(settings)
     with Run.open(directory, system, settings, seed, inputs(settings), fresh, time_limit, console) as run:
         if run.finished:
             check_model(system, run.dir)
         else:
+            for line in found:
+                run.log.info(line)
             getattr(importlib.import_module(SYSTEMS[system].module), SYSTEMS[system].function)(settings, run)
     return run
 
@@ -99,7 +102,7 @@ def check_model(system: str, directory: Path) -> None:
 
 
 def check_paths(settings: Settings, where: str, made_in: Path | None = None) -> None:
-    """Raises UsageError where a directory, or a file of `data` or `tasks`, that the settings name is not there.
+    """Raises UsageError where a directory, or data of `data` or `tasks`, that the settings name are not there.
 
     What lies below `made_in`, the directory of the run, is still to be made.
     """
@@ -123,29 +126,37 @@ def check_paths(settings: Settings, where: str, made_in: Path | None = None) -> 
         for entry in value if name in ("data", "tasks") else ():
             options = {"task": entry} if isinstance(entry, str) else entry
             for text in (options.get("task"), options.get("data"), options.get("test")):
-                if isinstance(text, str) and _DATA.search(text):
-                    check(name, Path(text), "file", Path(text).is_file())
+                if isinstance(text, str) and _DATA.search(text) and not text.startswith("hub:"):
+                    check(name, Path(text), "file", Path(text).is_file() or Path(text).is_dir())
 
 
-def check_sources(settings: Settings) -> None:
-    """Raises UsageError where a task of reasoning-gym or a file of `data` or `tasks` cannot be read as one.
+def check_sources(settings: Settings) -> list[str]:
+    """One line per task that is read from files: the form found. A hub name is downloaded.
 
-    Tasks of a user's own making are left to the system, which makes them once.
+    Raises UsageError where a task of reasoning-gym, or files of `data` or `tasks`, cannot be read as one. Tasks of a
+    user's own making are left to the system, which makes them once.
     """
+    from fathom.tasks import hub
     from fathom.tasks.examples import load_source
+    from fathom.tasks.maths import FileTask
     from fathom.tasks.task import load_task
 
+    lines = []
     for name in ("data", "tasks"):
         for entry in getattr(settings, name, ()):
             task = entry if isinstance(entry, str) else entry.get("task", entry.get("data"))
-            if not isinstance(task, str) or ":" not in task or task.startswith("gym:"):
-                _ = load_source(entry, 0) if name == "data" else load_task(entry)
+            if not isinstance(task, str) or ":" not in task or task.startswith("gym:") or hub.is_data(task):
+                made = load_source(entry, 0) if name == "data" else load_task(entry)
+                if isinstance(made, FileTask):
+                    lines.append(f"{name}: {made.name}, read as {made.format}{made.note}")
+    return lines
 
 
 def inputs(settings: Settings) -> dict[str, str]:
-    """The files and directories that the settings name, each with a fingerprint of its content."""
+    """The files, directories and hub names that the settings name, each with a fingerprint of its content."""
     from fathom.core import disk
     from fathom.model.pretrained import locate
+    from fathom.tasks import hub
 
     found: dict[str, str] = {}
 
@@ -168,4 +179,7 @@ def inputs(settings: Settings) -> dict[str, str]:
                     found[str(value)] = hashlib.file_digest(file, "sha256").hexdigest()
 
     visit(settings.model_dump())
+    for name in ("data", "tasks"):
+        for entry in getattr(settings, name, ()):
+            found |= {key: value for key, value in hub.fingerprints(entry).items() if key not in found}
     return found

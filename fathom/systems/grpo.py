@@ -14,6 +14,7 @@ from fathom.core.errors import UsageError
 from fathom.core.run import Run
 from fathom.engine.settings import EngineSettings
 from fathom.judge.rewards import check_reward
+from fathom.model.config import Lora
 from fathom.train.schedule import AdamW, Checkpoints
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ class Grpo(Settings):
     A step is one policy update: `problems` prompts, `group` completions each, judged, the group's mean as baseline.
     A completion that could not be judged leaves its group; a group whose rewards are all equal leaves the step; a step
     without any group left updates nothing and says so. Writes DIR/model, DIR/checkpoints, DIR/samples.
+
+    With `lora.rank=16` the weights are frozen and adapters beside them are trained, which wants about ten times the
+    learning rate. DIR/adapter then holds them as PEFT reads them, DIR/model has them merged, and where kl > 0 the
+    reference is the same model with its adapters off.
     """
 
     aliases: ClassVar[Mapping[str, str]] = {
@@ -59,6 +64,7 @@ class Grpo(Settings):
     weigh: Literal["sequence_mean", "token_mean"] = Field(
         "sequence_mean", description="each completion weighs the same (DeepSeekMath), or each token does")
     tokens_per_batch: int = Field(8192, ge=2, description="most tokens in one forward pass")
+    lora: Lora | None = Field(None, description="train adapters beside frozen weights; null trains every weight")
     optim: AdamW = AdamW(lr=3e-4, schedule="constant", warmup=5, weight_decay=0.0, bias_speed=0.0)
     engine: EngineSettings = EngineSettings()
     checkpoints: Checkpoints = Checkpoints(every=10)
@@ -80,6 +86,9 @@ class Grpo(Settings):
                 check_reward(name)
             except UsageError as error:
                 raise ValueError(f"rewards: {error}") from error
+        if self.lora and self.optim.bias_speed:
+            raise ValueError(f"optim.bias_speed={self.optim.bias_speed}: it moves the routers' selection biases, which "
+                             "stay as they are beside adapters; set optim.bias_speed=0")
         return self
 
     def plan(self) -> dict[str, Any]:
@@ -95,7 +104,7 @@ def grpo(cfg: Grpo, run: Run) -> None:
     from fathom.core import disk
     from fathom.core.journal import Journal
     from fathom.engine.engine import Engine
-    from fathom.model import weights
+    from fathom.model import adapter, lora, weights
     from fathom.model.cost import cost
     from fathom.model.device import place
     from fathom.tasks.judging import Problems, judge_groups, reward_groups
@@ -107,7 +116,13 @@ def grpo(cfg: Grpo, run: Run) -> None:
     tasks = [load_task(spec) for spec in cfg.tasks]
     device, dtype = place(cfg.device, cfg.dtype, cost(weights.read_config(cfg.init)).parameters)
     policy, tokenizer = weights.load(cfg.init, dtype, device)
-    reference = weights.load(cfg.init, dtype, device)[0].requires_grad_(False) if cfg.kl else None
+    if cfg.lora:
+        # nothing here trains multi-token prediction, so it gets no adapters
+        trained = lora.attach(policy, cfg.lora, run.seed("lora"), mtp=False)
+        run.log.info("the weights are frozen; adapters of %d parameters are trained", trained)
+        reference = policy  # with its adapters off
+    elif cfg.kl:
+        reference = weights.load(cfg.init, dtype, device)[0].requires_grad_(False)
     problems = Problems(tasks, run.seed("problems"))
     engine = Engine(policy, tokenizer, cfg.engine)
     learner = Learner(policy, cfg.optim, run, cfg.checkpoints, problems=problems, engine=engine)
@@ -128,8 +143,9 @@ def grpo(cfg: Grpo, run: Run) -> None:
             metrics = report(groups, verdicts, rewards, parts, advantages)
             if examples:
                 for batch in pack(examples, WEIGHT_RULES[cfg.weigh], cfg.tokens_per_batch, device):
-                    if reference is not None:
-                        batch = objective.with_reference(reference, batch, sampling.temperature)
+                    if cfg.kl:
+                        with lora.off(reference):
+                            batch = objective.with_reference(reference, batch, sampling.temperature)
                     learner.backward(objective.grpo(policy, batch, clip, cfg.kl, sampling.temperature), batch)
                 metrics |= learner.step()
             else:
@@ -143,6 +159,10 @@ def grpo(cfg: Grpo, run: Run) -> None:
             if step == 1 or step % cfg.samples_every == 0:
                 lines = sample_lines(step, asked, groups, verdicts, rewards, parts, advantages)
                 disk.write_atomic(run.dir / "samples" / f"{step:06d}.jsonl", lines)
+    if cfg.lora:
+        if not disk.is_complete(run.dir / "adapter"):
+            adapter.save(run.dir / "adapter", policy, cfg.lora, weights.resolve(cfg.init))
+        lora.merge(policy)
     if not disk.is_complete(run.dir / "model"):
         weights.save(run.dir / "model", policy, tokenizer)
     run.finish(prefilled_tokens=engine.prefilled, sampled_tokens=engine.decoded)

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fathom.core.config import Settings
 from fathom.core.run import Run
+from fathom.model.config import Lora
 from fathom.train.schedule import AdamW, Checkpoints
 
 
@@ -17,6 +18,9 @@ class Sft(Settings):
     """Teaches a model by chats, or by tasks with worked solutions.
 
     Only the assistant's turns are trained, stop token included. DeepSeek-V3 §5.1. Writes DIR/model and DIR/checkpoints.
+
+    With `lora.rank=16` the weights are frozen and adapters beside them are trained, which wants about ten times the
+    learning rate. DIR/adapter then holds them as PEFT reads them, and DIR/model has them merged.
     """
 
     aliases: ClassVar[Mapping[str, str]] = {
@@ -37,6 +41,7 @@ class Sft(Settings):
     sequence_length: int = Field(512, ge=2, description="longest example, in tokens; longer ones are rejected by name")
     mtp: float = Field(0.3, ge=0, description="weight λ of predicting the token after next, where the model can")
     balance: float = Field(0.0, ge=0, description="weight α of the sequence-wise balance loss")
+    lora: Lora | None = Field(None, description="train adapters beside frozen weights; null trains every weight")
     optim: AdamW = AdamW(lr=1e-3, schedule="cosine", bias_speed=0.0)
     checkpoints: Checkpoints = Checkpoints()
     held_out: int = Field(64, ge=0, description="examples kept apart for the held-out loss")
@@ -46,13 +51,20 @@ class Sft(Settings):
     device: str = Field("auto", description="auto, cpu, cuda or mps")
     dtype: str = Field("auto", description="auto, float32 or bfloat16")
 
+    @model_validator(mode="after")
+    def _frozen_stays(self) -> Sft:
+        if self.lora and self.optim.bias_speed:
+            raise ValueError(f"optim.bias_speed={self.optim.bias_speed}: it moves the routers' selection biases, which "
+                             "stay as they are beside adapters; set optim.bias_speed=0")
+        return self
+
 
 def sft(cfg: Sft, run: Run) -> None:
     """Trains as `cfg` says; the result is DIR/model."""
     from fathom.core import disk
     from fathom.core.errors import UsageError
     from fathom.core.records import RecordStore
-    from fathom.model import weights
+    from fathom.model import adapter, lora, weights
     from fathom.model.cost import cost
     from fathom.model.device import place
     from fathom.tasks.examples import Example, gather
@@ -66,6 +78,9 @@ def sft(cfg: Sft, run: Run) -> None:
     device, dtype = place(cfg.device, cfg.dtype, cost(config).parameters)
     model, tokenizer = weights.load(cfg.init, dtype, device)
     model.recompute = cfg.recompute
+    if cfg.lora:
+        trained = lora.attach(model, cfg.lora, run.seed("lora"), mtp=cfg.mtp > 0)
+        run.log.info("the weights are frozen; adapters of %d parameters are trained", trained)
     limit = cfg.sequence_length
     if limit > config.max_position_embeddings:
         raise UsageError(f"sequence_length={limit}: {cfg.init} has {config.max_position_embeddings} positions; set "
@@ -98,6 +113,10 @@ def sft(cfg: Sft, run: Run) -> None:
             learner.held_out(metrics["held_out"])
         if step % cfg.log_every == 0:
             run.metrics(step, **metrics, tokens=seen, expert_load=learner.expert_load())
+    if cfg.lora:
+        if not disk.is_complete(run.dir / "adapter"):
+            adapter.save(run.dir / "adapter", model, cfg.lora, weights.resolve(cfg.init))
+        lora.merge(model)
     if not disk.is_complete(run.dir / "model"):
         weights.save(run.dir / "model", model, tokenizer)
     run.finish(tokens=learner.tokens, ledger=str(ledger))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -12,14 +9,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fathom.core.chat import Message
-from fathom.core.errors import FathomError, Stopped, UsageError
+from fathom.core.errors import Stopped, UsageError
 from fathom.core.records import Ledger, Record, RecordStore
-from fathom.tasks.maths import BadRow, FileTask, explained
+from fathom.tasks import datasets, hub
+from fathom.tasks.formats import FORMATS, Example, Format, form_of
+from fathom.tasks.maths import FileTask
+from fathom.tasks.rows import BadRow, data_of
 from fathom.tasks.task import Problem, Task, load_task
 
-LONGEST_LINE = 1 << 20
-
-Example = tuple[Message, ...] | str  # a chat, or a plain text
+__all__ = ["BadRow", "Example", "Source", "gather", "load_source"]
 
 
 class Source(Protocol):
@@ -38,8 +36,9 @@ def load_source(spec: str | Mapping[str, Any], seed: int) -> Source:
     """The source that a recipe names under `data`.
 
     A task (see `load_task`) gives its training problems with their worked solutions; the option `count` limits them and
-    `use: solution` takes the solution alone as a text. A file (.jsonl, .jsonl.gz) with `messages`, `text` or
-    `prompt`/`completion` rows, or with problems. A directory of an earlier stage gives the records that it kept.
+    `use: solution` takes the solution alone as a text. Files, directories and hub names whose rows are chats or texts
+    give these, of the split `split` (train); `config` and `revision` say which. A directory of an earlier stage gives
+    the records that it kept.
     """
     options = {"task": spec} if isinstance(spec, str) else dict(spec)
     count = options.pop("count", None)
@@ -49,16 +48,36 @@ def load_source(spec: str | Mapping[str, Any], seed: int) -> Source:
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
         raise UsageError(f"count={count!r}: how many examples to take, a whole number from 1")
     name = options.get("task", options.get("data"))
-    if isinstance(name, str) and (Path(name) / "records").is_dir():
+    if isinstance(name, str) and hub.is_stage(name):
+        if unknown := sorted(options.keys() - {"task" if "task" in options else "data"}):
+            raise UsageError(f"{name}: {unknown[0][:80]}: what a stage kept has no such "
+                             "option; there is count: leave it out")
         return StageSource(Path(name), count)
-    if isinstance(name, str) and name.endswith((".jsonl", ".jsonl.gz")) and (form := _form(Path(name))) is not None:
-        return ChatFile(Path(name), form, count)
+    readable = isinstance(name, str) and use == "chat" and hub.is_data(name) and name not in hub.DECLARED
+    if readable and (chats := _chat_files(str(name), options, count)) is not None:
+        return chats
     task = load_task(options)
     if isinstance(task, FileTask):
         return ProblemFile(task, count, use)
     if count is None:
         raise UsageError(f"data {name!r}: this task has no end; write how many as {{task: {name}, count: 1000}}")
     return TaskSource(task, count, seed, use)
+
+
+def _chat_files(name: str, options: Mapping[str, Any], count: int | None) -> ChatFiles | None:
+    """The files as chats and texts; None where most of their rows are problems."""
+    found = hub.locate(name, options.get("config"), options.get("revision"))
+    split = options.get("split", "train")
+    if split == "train" and split not in found.splits and found.test is not None:
+        return None  # a task says better that there is nothing to train on
+    files = found.split(str(split))
+    forms = datasets.formats(name, files, ("chat", "problem"))
+    if forms[0].kind == "problem":
+        return None
+    if unknown := sorted(options.keys() - {"task" if "task" in options else "data", "config", "revision", "split"}):
+        raise UsageError(f"{name}: {unknown[0][:80]}: rows are {forms[0].name}, which have no such option; there are "
+                         "count, config, split and revision: leave it out")
+    return ChatFiles(name, files, [form for form in forms if form.kind == "chat"], found.note, count)
 
 
 def _solved(problem: Problem, use: str) -> Example:
@@ -90,7 +109,7 @@ class ProblemFile:
     def __init__(self, task: FileTask, count: int | None, use: str):
         apart = "" if task.test or task.test_rows or not task.test_share else (
             f"; {100 * task.test_share:g} % of the rows are kept apart for test (test_share)")
-        self.name, self.form = task.name, f"problems ({task.format}){apart}"
+        self.name, self.form = task.name, f"problems ({task.format}){apart}{task.note}"
         self._task, self._count, self._use = task, count, use
 
     def records(self) -> Iterator[Record]:
@@ -100,32 +119,24 @@ class ProblemFile:
         return _solved(self._task.parse(record), self._use)
 
 
-class ChatFile:
-    """A JSONL file of chats (`messages`, or `prompt` and `completion`) or of plain `text`."""
+class ChatFiles:
+    """Chats and plain texts in files, in any chat format of `fathom.tasks.formats`."""
 
-    def __init__(self, path: Path, form: str, count: int | None):
-        self.name, self.form, self._path, self._count = str(path), form, path, count
+    def __init__(self, name: str, files: Sequence[Path], forms: Sequence[Format], note: str, count: int | None):
+        self.name, self.form = name, " and ".join(form.name for form in forms) + note
+        self._files, self._usual, self._count = files, forms[0], count
 
     def records(self) -> Iterator[Record]:
-        for line in islice(_lines(self._path), self._count):
-            name = hashlib.sha256(line).hexdigest()[:16]
-            yield Record(name, {"line": line[:LONGEST_LINE].decode("utf-8", "replace")}, self.name)
+        for path, row in islice(datasets.rows(self._files), self._count):
+            yield row.record(path, row.id)
 
     def example(self, record: Record) -> Example:
-        text = record.data["line"]
-        if len(text) >= LONGEST_LINE:
-            raise BadRow("line longer than 1 MiB")
-        try:
-            row = json.loads(text)
-        except (ValueError, RecursionError):
-            raise BadRow("not JSON") from None
-        if not isinstance(row, dict):
-            raise BadRow("not a JSON object")
-        return example_of(row)
+        row = data_of(record)
+        return form_of(row, self._usual).example(row)
 
 
 class StageSource:
-    """What an earlier stage kept: records with `messages`."""
+    """What an earlier stage kept: records with `messages`, or another chat format."""
 
     def __init__(self, directory: Path, count: int | None):
         self.name, self.form, self._directory, self._count = str(directory), "records of a stage", directory, count
@@ -135,78 +146,7 @@ class StageSource:
             yield Record(record.id, record.data, self.name)
 
     def example(self, record: Record) -> Example:
-        return example_of(record.data)
-
-
-def example_of(row: Mapping[str, Any]) -> Example:
-    """A row with `messages`, `text` or `prompt`/`completion` as an example; BadRow says what is wrong with it."""
-    if "messages" in row:
-        messages = row["messages"]
-        if not isinstance(messages, list) or not messages:
-            raise BadRow("messages is not a list of turns")
-        try:
-            chat = tuple(Message.from_json(m) for m in messages)
-        except FathomError:
-            raise BadRow("a message is malformed") from None
-        if not any(m.role == "assistant" and m.text.strip() for m in chat):
-            raise BadRow("no assistant turn")
-        for message in chat:
-            _encodable(message.text, "a message")
-        return chat
-    if "text" in row:
-        return _text(row["text"], "text")
-    if "prompt" in row and "completion" in row:
-        return (
-            Message("user", _text(row["prompt"], "prompt")),
-            Message("assistant", _text(row["completion"], "completion")),
-        )
-    raise BadRow("no messages, text or prompt and completion")
-
-
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise BadRow(f"{name} is not text")
-    if not value.strip():
-        raise BadRow(f"{name} is empty")
-    _encodable(value, name)
-    return value
-
-
-def _encodable(text: str, name: str) -> None:
-    """Refuses half a surrogate pair, which JSON can spell and no tokenizer can read."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise BadRow(f"{name} is not UTF-8") from None
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    with explained(path), opener(path, "rb") as file:
-        while line := file.readline(LONGEST_LINE + 1):
-            if len(line) > LONGEST_LINE:  # the rest of a line that is too long is skipped, the line is not
-                while line[-1:] != b"\n" and (rest := file.readline(LONGEST_LINE)):
-                    line = line[:LONGEST_LINE] + rest[-1:]
-            if line.strip():
-                yield line
-
-
-def _form(path: Path) -> str | None:
-    """The chat or text format of the file's first readable row; None leaves it to the problem formats."""
-    if not path.is_file():
-        return None
-    for line in islice(_lines(path), 100):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict):
-            if "messages" in row:
-                return "messages"
-            if "prompt" in row and "completion" in row:
-                return "prompt/completion"
-            return "text" if "text" in row and "question" not in row else None
-    return None
+        return form_of(record.data, FORMATS[0]).example(record.data)
 
 
 def gather(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from fathom.core.chat import Message
 from fathom.core.errors import UsageError
@@ -20,6 +19,9 @@ from fathom.tasks.statistics import (
     pass_at_k,
     wilson,
 )
+
+if TYPE_CHECKING:
+    from fathom.tasks.hub import Declared
 
 __all__ = [
     "Difference",
@@ -35,7 +37,6 @@ __all__ = [
 ]
 
 Split = Literal["train", "test"]
-_FILES = (".jsonl", ".jsonl.gz", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,10 @@ class Task(Protocol):
 def load_task(spec: str | Mapping[str, Any]) -> Task:
     """The task that a recipe names.
 
-    "gym:NAME" is a reasoning-gym task; a path that ends in .jsonl, .jsonl.gz or .parquet is a problem file;
-    "my_package.module:thing" is anybody's own, either a Task or something that returns one when called with the
-    options. A mapping {"task": name, **options} passes options; for files {"data": path, ...} may stand without "task".
+    "gym:NAME" is a reasoning-gym task; a data file, a directory of them, "hub:OWNER/NAME", "gsm8k" and "math" are
+    problem files; "my_package.module:thing" is anybody's own, either a Task or something that returns one when called
+    with the options. A mapping {"task": name, **options} passes options; for files {"data": path, ...} may stand
+    without "task", and with gsm8k or math `data` and `test` name local files to read in the data set's place.
     """
     options = {"task": spec} if isinstance(spec, str) else dict(spec)
     name = options.pop("task", None)
@@ -106,19 +108,15 @@ def load_task(spec: str | Mapping[str, Any]) -> Task:
         from fathom.tasks.gym import GymTask
 
         return GymTask(name.removeprefix("gym:"), **options)  # it refuses unknown options itself
-    if name.endswith(_FILES):
-        from fathom.tasks.maths import FileTask
+    from fathom.tasks import hub
+    from fathom.tasks.rows import SUFFIXES
 
-        own = list(FileTask.__init__.__kwdefaults__ or ())
-        if unknown := [option for option in options if option not in own]:
-            near = difflib.get_close_matches(unknown[0], own, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"a problem file has {', '.join(own)}"
-            raise UsageError(f"{name}: {unknown[0][:80]}: no such option; {hint}")
-        return FileTask(name, **options)
+    if hub.is_data(name):
+        return _file_task(name, hub.DECLARED.get(name), options)
     if ":" not in name:
-        kind = "a folder" if Path(name).is_dir() else "no such task"
         raise UsageError(
-            f"{name}: {kind}; a task is gym:NAME, a file that ends in {', '.join(_FILES)}, or my_package.module:thing"
+            f"{name}: no such task; a task is {', '.join(hub.DECLARED)}, gym:NAME, hub:OWNER/NAME, a directory of "
+            f"data, a file that ends in {', '.join(SUFFIXES)}, or my_package.module:thing"
         )
     thing = load_object(name, "task")
     if isinstance(thing, type) or not isinstance(thing, Task):
@@ -132,6 +130,22 @@ def load_task(spec: str | Mapping[str, Any]) -> Task:
             f"{name}: a task has name, problems(split, limit, seed) and judge(items); {thing!r:.80} has not"
         )
     return thing
+
+
+def _file_task(name: str, declared: Declared | None, options: dict[str, Any]) -> Task:
+    from fathom.tasks.maths import FileTask
+
+    data = options.pop("data", name) if declared is not None else name
+    own = list(FileTask.__init__.__kwdefaults__ or ())
+    if unknown := [option for option in options if option not in own]:
+        near = difflib.get_close_matches(unknown[0], own, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"a problem file has {', '.join(own)}"
+        raise UsageError(f"{name}: {unknown[0][:80]}: no such option; {hint}")
+    if not isinstance(data, str):
+        raise UsageError(f"{name}: data={data!r:.80}: must be a path; name the file of training problems")
+    task = FileTask(data, declared, **options)
+    task.name = name
+    return task
 
 
 @dataclass(frozen=True)

@@ -123,11 +123,16 @@ class Learner:
         }
         folder = self.folder / f"{self.done:06d}"
         if not disk.is_complete(folder):
-            checkpoint.save(self.folder, self.done, self.model.state_dict(), self.optimiser.state(), state)
+            checkpoint.save(self.folder, self.done, self.trained(), self.optimiser.state(), state)
             # its hash names the whole state, so two runs can be compared without keeping their checkpoints
             self.run.timing(self.done, checkpoint=disk.digest(folder))
         self._prune()
         return folder
+
+    def trained(self) -> dict[str, Tensor]:
+        """The model's tensors that training may change: all but frozen weights, which are those it began with."""
+        frozen = {n for n, p in self.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+        return {name: tensor for name, tensor in self.model.state_dict().items() if name not in frozen}
 
     def _prune(self) -> None:
         best = int(self.best["step"]) if self.best and self.checkpoints.best else None
@@ -150,9 +155,9 @@ class Learner:
                 "the checkpoint was made with %d threads, now %d: the continuation may differ in the last bits",
                 state["threads"], torch.get_num_threads(),
             )
-        checkpoint.check_fit(folder, weights, self.model.state_dict())
+        checkpoint.check_fit(folder, weights, self.trained())
         self.optimiser.check_fit(folder, optimiser)
-        self.model.load_state_dict(weights)
+        self.model.load_state_dict(weights, strict=False)  # every tensor that it may hold is there: checked above
         self.optimiser.restore(optimiser)
         for name, thing in self.tracked.items():
             thing.restore(state["tracked"][name])

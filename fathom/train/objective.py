@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from fathom.model.transformer import Routing, Transformer, log_probabilities
+from fathom.model.head import log_probabilities, weighted_log_probability
+from fathom.model.transformer import Routing, Transformer
 from fathom.train.batch import Batch
 
 
@@ -27,7 +28,7 @@ def next_token(model: Transformer, batch: Batch, mtp: float = 0.0, balance: floa
 
     DeepSeek-V3 §2.2 (eq. 24–25: the second term is divided by the same token count as the first), §2.1.2 (eq. 17–20).
     """
-    routing = Routing()
+    routing = Routing(balanced=balance > 0)
     hidden = model(batch.tokens, batch.layout, routing)
     loss_next = _cross_entropy(model, hidden, batch.targets, batch.weight)
     total, parts = loss_next, {"loss_next": loss_next.detach()}
@@ -59,7 +60,8 @@ def grpo(
     routing = Routing()
     hidden = policy(batch.tokens, batch.layout, routing)
     rows = batch.weight.nonzero()[:, 0]
-    logp, w = log_probabilities(policy, hidden[rows], batch.targets[rows], temperature), batch.weight[rows]
+    logp = log_probabilities(hidden.index_select(0, rows), policy.lm_head.weight, batch.targets[rows], temperature)
+    w = batch.weight[rows]
     advantage, log_ratio = batch.advantage[rows], logp - batch.sampled_logp[rows]
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - clip[0], 1 + clip[1])
@@ -85,11 +87,14 @@ def with_reference(reference: Transformer, batch: Batch, temperature: float = 1.
     rows = batch.weight.nonzero()[:, 0]
     hidden = reference(batch.tokens, batch.layout)
     logp = batch.weight.new_zeros(batch.weight.shape)
-    logp[rows] = log_probabilities(reference, hidden[rows], batch.targets[rows], temperature).to(logp.dtype)
+    known = log_probabilities(hidden[rows], reference.lm_head.weight, batch.targets[rows], temperature)
+    logp[rows] = known.to(logp.dtype)
     return replace(batch, reference_logp=logp)
 
 
 def _cross_entropy(model: Transformer, hidden: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
     """Σ w · −log p(target); the head sees only rows that count."""
     rows = weight.nonzero()[:, 0]
-    return -(weight[rows] * log_probabilities(model, hidden[rows], targets[rows])).sum()
+    if len(rows) < len(weight):
+        hidden, targets, weight = hidden.index_select(0, rows), targets[rows], weight[rows]
+    return -weighted_log_probability(hidden, model.lm_head.weight, targets, weight)

@@ -132,7 +132,7 @@ def test_mistakes_miss_by_far(name: str) -> None:
 @pytest.mark.parity
 def test_routing_reports_balance_and_counts() -> None:
     model, sequences = sharp(MLA_MOE, seed=2), texts(MLA_MOE, *LENGTHS, seed=2)
-    routing = Routing()
+    routing = Routing(balanced=True)
     with torch.no_grad():
         model(torch.tensor([t for s in sequences for t in s]), Layout.packed(LENGTHS), routing)
     reference = Reference(model)

@@ -37,9 +37,9 @@ def permuted(tensor: torch.Tensor, heads: int) -> torch.Tensor:
     return tensor.reshape(heads, 2, -1, tensor.shape[-1]).swapaxes(1, 2).reshape(tensor.shape)
 
 
-def written(path: Path, model: Transformer, tokenizer: Tokenizer, kind: str = "F32", **change: object) -> Path:
+def begun(path: Path, config: ModelConfig, tokenizer: Tokenizer, **change: object) -> package.GGUFWriter:
+    """A writer that has everything but tensors."""
     writer = package.GGUFWriter(path, change.get("architecture", "llama"))
-    config = model.config
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -61,26 +61,40 @@ def written(path: Path, model: Transformer, tokenizer: Tokenizer, kind: str = "F
     writer.add_bos_token_id(tokenizer.bos_id)
     writer.add_eos_token_id(tokenizer.eos_id)
     writer.add_chat_template(TEMPLATE)
-    quantised = package.GGMLQuantizationType[kind]
-    for name, tensor in weights.outward(model).items():
-        stem, _, last = name.rpartition(".")
-        if stem in OUTSIDE:
-            outside = f"{OUTSIDE[stem]}.{last}"
-        else:
-            _, _, layer, inside = stem.split(".", 3)
-            outside = f"blk.{layer}.{OUTSIDE[inside]}.{last}"
-        if stem.endswith(("q_proj", "k_proj")):
-            tensor = permuted(tensor, config.num_attention_heads if "q_proj" in stem else config.num_key_value_heads)
-        array = tensor.detach().float().numpy()
-        if kind == "F32" or array.ndim == 1:
-            writer.add_tensor(outside, np.ascontiguousarray(array))
-        else:
-            writer.add_tensor(outside, package.quants.quantize(array, quantised), raw_dtype=quantised)
+    return writer
+
+
+def finished(writer: package.GGUFWriter, path: Path) -> Path:
+    """The file, written."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def name_inside(name: str) -> str:
+    """The GGUF name of a tensor."""
+    stem, _, last = name.rpartition(".")
+    if stem in OUTSIDE:
+        return f"{OUTSIDE[stem]}.{last}"
+    _, _, layer, inside = stem.split(".", 3)
+    return f"blk.{layer}.{OUTSIDE[inside]}.{last}"
+
+
+def written(path: Path, model: Transformer, tokenizer: Tokenizer, kind: str = "F32", **change: object) -> Path:
+    config = model.config
+    writer = begun(path, config, tokenizer, **change)
+    quantised = package.GGMLQuantizationType[kind]
+    for name, tensor in weights.outward(model).items():
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            tensor = permuted(tensor, config.num_attention_heads if "q_proj" in name else config.num_key_value_heads)
+        array = tensor.detach().float().numpy()
+        if kind == "F32" or array.ndim == 1:
+            writer.add_tensor(name_inside(name), np.ascontiguousarray(array))
+        else:
+            writer.add_tensor(name_inside(name), package.quants.quantize(array, quantised), raw_dtype=quantised)
+    return finished(writer, path)
 
 
 def logits(model: Transformer) -> torch.Tensor:

@@ -184,7 +184,7 @@ def kept(directory: Path) -> dict[str, Any]:
     for name in ("metrics.jsonl", "scores.json"):
         if (directory / name).exists():
             found[name] = (directory / name).read_text(encoding="utf-8")
-    for folder in [directory / "model", *sorted((directory / "checkpoints").glob("*"))]:
+    for folder in [directory / "model", directory / "adapter", *sorted((directory / "checkpoints").glob("*"))]:
         if folder.exists():
             disk.verify(folder)
             found[str(folder.relative_to(directory))] = disk.digest(folder)

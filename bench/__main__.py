@@ -1,0 +1,41 @@
+"""Runs benches by name and prints their tables: `python -m bench [train] [decode] [compiled] [grpo]`."""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata
+
+from bench.measure import HEAD, save
+
+NAMES = ("train", "decode", "compiled", "grpo")
+
+
+def main() -> None:
+    """Measures what the command line names, or everything."""
+    asked = sys.argv[1:] or list(NAMES)
+    if unknown := [name for name in asked if name not in NAMES]:
+        sys.exit(f"{unknown[0]}: no such bench; there are {', '.join(NAMES)}")
+    versions = {}
+    for package in ("transformers", "trl"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            sys.exit(f"{package}: the peer is not installed; pip install transformers trl")
+    for name in asked:
+        if name == "train":
+            from bench.train import measure
+            pairs = measure()
+        elif name in ("decode", "compiled"):
+            from bench.decode import measure as decode
+            pairs = decode(compiled=name == "compiled")
+        else:
+            from bench.grpo import measure as grpo
+            pairs = grpo()
+        print(HEAD)
+        for pair in pairs:
+            print(pair.line(), *(f"{k}: {v}" for k, v in pair.notes.items()))
+        print(f"saved in {save(name, pairs, versions)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

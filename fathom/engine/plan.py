@@ -1,0 +1,269 @@
+"""Plan: how a model's weights are multiplied while batches are decoded.
+
+Decoding multiplies few rows by every weight, and on a CPU two things make that slow: the library's ordinary product
+is far from its best for few rows, and each small operation costs more to start than to run. A plan of a model that is
+small enough to be copied therefore lays the weights out anew: what is multiplied by the same rows becomes one product
+(queries absorbed into the latent's space, keys, the turned copies that rotary embedding needs; gate, all experts and
+shared ones), packed for the number of rows at hand, and a step is a short list of such products. Asked to, it compiles
+that list.
+
+It changes how, never what: results agree with the model's own forward pass to rounding (tests/engine/test_plan.py).
+Figures are in docs/log.md. Every `with` begins from the weights as the trainer has left them.
+"""
+
+# B rows, one per cache slot; D model, H heads, G key/value heads, C head width, R latent, P rotary; E experts,
+# K chosen; of one product I in, O out
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fathom.core.errors import UsageError
+from fathom.model.attention import GroupedQueryAttention, LatentAttention, RMSNorm, remember, weigh_past
+from fathom.model.layout import Cache, Layout
+from fathom.model.lora import effective_weight
+from fathom.model.moe import MoE, SwiGLU
+from fathom.model.rope import angles
+from fathom.model.transformer import Block, Transformer
+
+DENSE_WORK = 1e6  # rows × width × expert width × the share of experts not chosen, up to which dense is faster
+MEMORY_SHARE = 0.25  # of the machine's memory, the most that a model may take whose weights are copied
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step's operations share: the layout, and cos and sin [B, 1, P] of every rotary channel."""
+
+    layout: Layout
+    cos: Tensor
+    sin: Tensor
+
+
+Part = Callable[[Tensor, Step], Tensor]  # a normalised input [B, D] ↦ a contribution to the residual stream [B, D]
+
+
+class Product:
+    """x [B, I] ↦ x Wᵀ [B, O], W [O, I] packed for `rows` rows; for rows=None stored transposed, whatever the rows."""
+
+    def __init__(self, weight_OI: Tensor, rows: int | None, place: Tensor | None = None):
+        self.weight, self.rows = weight_OI, rows
+        self.packed = self.turned = None
+        if rows is None:
+            # a compiled graph reads from where it read before
+            self.turned = (torch.empty_like(weight_OI.mT.contiguous()) if place is None else place).copy_(weight_OI.mT)
+        elif rows > 1 and torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
+            self.packed = torch.ops.mkl._mkl_reorder_linear_weight(weight_OI, rows)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.turned is not None:
+            return x @ self.turned
+        if self.packed is not None:
+            y: Tensor = torch.ops.mkl._mkl_linear(x, self.packed, self.weight, None, self.rows)
+            return y
+        return F.linear(x, self.weight)  # one row is a matter of bandwidth, which no order of weights helps
+
+
+class Plan:
+    """`with plan:` readies the model, `plan.step(tokens, cache)` decodes one token of every slot.
+
+    Models on other devices than the CPU, of other types than FP32, or too large to copy run as they are.
+    """
+
+    def __init__(self, model: Transformer, compiled: bool = False):
+        weight = model.embed_tokens.weight
+        self.model, self.compiled = model, compiled
+        on_cpu = weight.device.type == "cpu"
+        if compiled and on_cpu and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "c++"))):
+            raise UsageError("engine.compile=true: needs a C++ compiler on this machine, and none was found; install "
+                             "g++, or leave it out")
+        size = sum(p.numel() * p.element_size() for p in model.parameters())
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        self.copies = on_cpu and weight.dtype == torch.float32 and size <= MEMORY_SHARE * memory
+        self._places: dict[str, Tensor] = {}  # compiled: the transposed weights
+        self._parts: list[tuple[_Norm, Part, _Norm, Part]] | None = None
+        self._rows = 0
+        self._run = torch.compile(self._step, dynamic=True) if compiled else self._step
+
+    def __enter__(self) -> Plan:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._parts = None
+
+    def step(self, token_B: Tensor, cache: Cache) -> Tensor:
+        """Logits [B, V] after the next token of every slot."""
+        if self.copies and (self._parts is None or (self._rows != len(token_B) and not self.compiled)):
+            self._lay_out(len(token_B))
+        return self._run(token_B, Layout.decode(cache))
+
+    def _step(self, token_B: Tensor, layout: Layout) -> Tensor:
+        if self._parts is None:
+            return self.model.logits(self.model(token_B, layout))
+        config = self.model.config
+        channels = config.qk_rope_head_dim if config.attention == "mla" else config.head_dim
+        cos, sin = angles(layout.positions_T, channels, config.rope_theta, torch.float32)
+        both = (t.repeat_interleave(2, -1) if config.rope_interleave else torch.cat((t, t), -1) for t in (cos, sin))
+        step = Step(layout, *(t[:, None, :] for t in both))
+        x_BD = F.embedding(token_B, self.model.embed_tokens.weight)
+        for before, attention, between, feed_forward in self._parts:
+            x_BD = x_BD + attention(before(x_BD), step)
+            x_BD = x_BD + feed_forward(between(x_BD), step)
+        return self._head(self._norm(x_BD))
+
+    def _lay_out(self, rows: int) -> None:
+        self._rows = rows
+        self._parts = []
+        for number, block in enumerate(self.model.layers):
+            assert isinstance(block, Block)
+            attention, mlp = block.self_attn, block.mlp
+            self._parts.append((
+                _Norm(block.input_layernorm),
+                self._latent(number, attention) if isinstance(attention, LatentAttention) else
+                self._grouped(number, attention),
+                _Norm(block.post_attention_layernorm),
+                self._experts(number, mlp) if isinstance(mlp, MoE) else self._dense(number, mlp),
+            ))
+        self._norm = _Norm(self.model.norm)
+        self._head = self._product("head", effective_weight(self.model.lm_head))
+
+    def _product(self, name: str, *weights: Tensor) -> Product:
+        """One product for weights that are multiplied by the same rows."""
+        weight = torch.cat(weights) if len(weights) > 1 else weights[0].detach().contiguous()
+        product = Product(weight, None if self.compiled else self._rows, self._places.get(name))
+        if product.turned is not None:
+            self._places[name] = product.turned
+        return product
+
+    def _latent(self, layer: int, attention: LatentAttention) -> Part:
+        """Latent attention in absorbed form (DeepSeek-V2 §2.1.2), W_UK multiplied into the query's weights and W_UV
+        into the output's. The key is one more head: its latent and rotary channels lie as a query's do."""
+        heads, latent, rotary, scale = attention.heads, attention.latent, attention.rope, attention.scale
+        up_HOR = effective_weight(attention.kv_b_proj).view(heads, -1, latent)
+        w_uk_HCR, w_uv_HVR = up_HOR[:, : attention.nope], up_HOR[:, attention.nope:]
+        last = attention.q_b_proj if attention.compress_query else attention.q_proj
+        query_HCI = effective_weight(last).view(heads, attention.nope + rotary, -1)
+        nope, turning = query_HCI[:, : attention.nope], query_HCI[:, attention.nope:]
+        queries = torch.cat((w_uk_HCR.mT @ nope, turning), dim=1).flatten(0, 1)
+        key = effective_weight(attention.kv_a_proj_with_mqa)
+        turned_queries = _turned(turning, attention.interleave).flatten(0, 1)
+        turned_key = _turned(key[latent:], attention.interleave)
+        o_DHV = effective_weight(attention.o_proj).view(-1, heads, attention.v_dim)
+        out = self._product(f"{layer}.o", torch.einsum("dhv,hvr->dhr", o_DHV, w_uv_HVR).flatten(1))
+        norm = _Norm(attention.kv_a_layernorm)
+        if attention.compress_query:
+            down = self._product(f"{layer}.down", effective_weight(attention.q_a_proj), key, turned_key)
+            up = self._product(f"{layer}.q", queries, turned_queries)
+            query_norm, rank = _Norm(attention.q_a_layernorm), attention.q_a_proj.out_features
+        else:
+            both = self._product(f"{layer}.qk", queries, key, turned_queries, turned_key)
+        width = latent + rotary
+
+        def part(x_BD: Tensor, step: Step) -> Tensor:
+            if attention.compress_query:
+                q_BQ, key_BC, turned_BP = torch.split(down(x_BD), [rank, width, rotary], dim=-1)
+                q_BC, turned_q_BC = torch.split(up(query_norm(q_BQ)), [heads * width, heads * rotary], dim=-1)
+                straight, turned = torch.cat((q_BC, key_BC), dim=-1), torch.cat((turned_q_BC, turned_BP), dim=-1)
+            else:
+                straight, turned = torch.split(both(x_BD), [(heads + 1) * width, (heads + 1) * rotary], dim=-1)
+            all_BHC = straight.view(-1, heads + 1, width)
+            all_BHC[..., latent:].mul_(step.cos).addcmul_(turned.view(-1, heads + 1, rotary), step.sin)
+            norm.within(all_BHC[:, heads, :latent])
+            remember(step.layout, layer, all_BHC[:, heads:])
+            assert step.layout.cache is not None and step.layout.past_BS is not None
+            past_BSC = step.layout.cache.layers[layer][0][:, 0, : step.layout.past_BS.shape[1]]
+            z_BHR = weigh_past(all_BHC[:, :heads], past_BSC, past_BSC[..., :latent], step.layout.past_BS, scale)
+            return out(z_BHR.flatten(1))
+
+        return part
+
+    def _grouped(self, layer: int, attention: GroupedQueryAttention) -> Part:
+        heads, groups, width = attention.heads, attention.groups, attention.width
+        q, k, v = (effective_weight(m) for m in (attention.q_proj, attention.k_proj, attention.v_proj))
+        qk = torch.cat((q, k))
+        turned = _turned(qk.view(heads + groups, width, -1), attention.interleave).flatten(0, 1)
+        product, out = self._product(f"{layer}.qkv", qk, v, turned), self._product(
+            f"{layer}.o", effective_weight(attention.o_proj))
+
+        def part(x_BD: Tensor, step: Step) -> Tensor:
+            all_BHC = product(x_BD).view(-1, 2 * (heads + groups) + groups, width)
+            qkv_BHC, turned_BHC = all_BHC[:, : heads + 2 * groups], all_BHC[:, heads + 2 * groups:]
+            qk_BHC = qkv_BHC[:, : heads + groups].mul_(step.cos).addcmul_(turned_BHC, step.sin)
+            remember(step.layout, layer, qk_BHC[:, heads:], qkv_BHC[:, heads + groups:])
+            return out(attention._cached(qk_BHC[:, :heads], step.layout, layer).flatten(1))
+
+        return part
+
+    def _dense(self, layer: int, mlp: SwiGLU) -> Part:
+        gate_up = self._product(f"{layer}.gate_up", effective_weight(mlp.gate_proj), effective_weight(mlp.up_proj))
+        down = self._product(f"{layer}.down_proj", effective_weight(mlp.down_proj))
+
+        def part(x_BD: Tensor, _: Step) -> Tensor:
+            gate, up = gate_up(x_BD).chunk(2, dim=-1)
+            return down(F.silu(gate).mul_(up))
+
+        return part
+
+    def _experts(self, layer: int, moe: MoE) -> Part:
+        """Every expert sees every row, and the weights of those not chosen are zero; with too much work for that, the
+        layer's own way."""
+        experts = moe.experts
+        gate_up_EOD, down_EDI = experts.effective("gate_up_proj"), experts.effective("down_proj")
+        count, width, inner = down_EDI.shape
+        if self._rows * width * inner * (1 - experts.chosen / count) > DENSE_WORK:
+            return lambda x_BD, _: moe(x_BD)[0]
+        gates, ups = gate_up_EOD.chunk(2, dim=1)
+        downs = [down_EDI.transpose(0, 1).flatten(1)]
+        first, second = [gates.flatten(0, 1)], [ups.flatten(0, 1)]
+        if moe.shared_experts is not None:
+            first.append(effective_weight(moe.shared_experts.gate_proj))
+            second.append(effective_weight(moe.shared_experts.up_proj))
+            downs.append(effective_weight(moe.shared_experts.down_proj))
+        every = sum(len(w) for w in first)
+        into = self._product(f"{layer}.experts", *first, *second, moe.gate.weight)
+        down = self._product(f"{layer}.down_proj", torch.cat(downs, dim=1))
+
+        def part(x_BD: Tensor, _: Step) -> Tensor:
+            gate, up, logits_BE = torch.split(into(x_BD), [every, every, count], dim=-1)
+            score_BE, expert_BK, weight_BK = moe.gate.choose(logits_BE)
+            weight_BE1 = torch.zeros_like(score_BE).scatter_(1, expert_BK, weight_BK)[..., None]
+            inside = F.silu(gate).mul_(up)
+            inside[:, : count * inner].view(-1, count, inner).mul_(weight_BE1)  # shared ones weigh one
+            return down(inside)
+
+        return part
+
+
+class _Norm:
+    """x / rms(x) · weight in four passes: √(|x|² + D·eps) is a hypotenuse."""
+
+    def __init__(self, norm: nn.Module):
+        assert isinstance(norm, RMSNorm)
+        width = norm.weight.shape[0]
+        self.weight = norm.weight.detach() * math.sqrt(width)
+        self.floor = torch.tensor(math.sqrt(width * norm.eps), dtype=self.weight.dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y: Tensor = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(self.floor)
+        return y.mul_(self.weight)
+
+    def within(self, x: Tensor) -> None:
+        """The same, written over x."""
+        x.div_(torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(self.floor)).mul_(self.weight)
+
+
+def _turned(weight_HPI: Tensor, interleave: bool) -> Tensor:
+    """Rows that give what rotary embedding multiplies by the sine: of a pair (a, b) of channels, (−b, a)."""
+    if interleave:
+        a, b = weight_HPI[..., 0::2, :], weight_HPI[..., 1::2, :]
+        return torch.stack((-b, a), dim=-2).flatten(-3, -2)
+    a, b = weight_HPI.chunk(2, dim=-2)
+    return torch.cat((-b, a), dim=-2)
