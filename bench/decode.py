@@ -18,14 +18,18 @@ PROMPT, NEW = 32, 128
 BARS = {False: {1: 2.0, 8: None, 32: 4.0}, True: {1: 3.0, 8: None, 32: 5.0}}
 
 
-def measure(rounds: int = 5, compiled: bool = False, batches: tuple[int, ...] = (1, 8, 32)) -> list[Pair]:
+def measure(
+    rounds: int = 5, compiled: bool = False, batches: tuple[int, ...] = (1, 8, 32), device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> list[Pair]:
     """Both sides eager, or both compiled."""
     pairs = []
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "model"
-        model, tokenizer = models.ours(directory)
+        model, tokenizer = models.ours(directory, device=device)
+        model = model.to(dtype)
         engine = Engine(model, tokenizer, EngineSettings(compile=compiled))
-        peer = models.theirs(directory, "batched_mm" if compiled else "grouped_mm")
+        peer = models.theirs(directory, "batched_mm" if compiled else "grouped_mm", dtype, device)
         options = {}
         if compiled:
             peer.forward = torch.compile(peer.forward)
@@ -33,7 +37,7 @@ def measure(rounds: int = 5, compiled: bool = False, batches: tuple[int, ...] = 
         for size in batches:
             rng = np.random.default_rng(size)
             prompts = rng.integers(400, 8192, (size, PROMPT))
-            ids = torch.from_numpy(prompts)
+            ids = torch.from_numpy(prompts).to(device)
             sampling = Sampling(max_tokens=NEW, temperature=0)
             out: dict[str, list[list[int]]] = {}
 
@@ -51,6 +55,7 @@ def measure(rounds: int = 5, compiled: bool = False, batches: tuple[int, ...] = 
             same = float(np.mean([a == b for o, t in zip(out["ours"], out["theirs"], strict=True)
                                   for a, b in zip(o, t, strict=True)]))
             how = "compiled" if compiled else "eager"
-            pairs.append(Pair(f"greedy decoding, batch {size}, {how}", *seconds, bar=BARS[compiled][size],
+            pairs.append(Pair(f"greedy decoding, batch {size}, {how}", *seconds, bar=BARS[compiled].get(size),
                               work=size * NEW, notes={"equal tokens": same}))
+            print(pairs[-1].line(), flush=True)
     return pairs

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fathom.core import machine
 
 RESULTS = Path(__file__).parent / "results"
@@ -56,15 +58,26 @@ HEAD = "| what | Fathom | peer | ratio of medians (smallest–largest of a round
 def interleave(
     ours: Callable[[], None], theirs: Callable[[], None], rounds: int, warm: int = 2
 ) -> tuple[list[float], list[float]]:
-    """Seconds of each call, the two sides taking turns; the first `warm` rounds are not counted."""
+    """Seconds of each call, the two sides taking turns; the first `warm` rounds are not counted.
+
+    Work on a GPU is waited for.
+    """
     seconds: tuple[list[float], list[float]] = ([], [])
     for number in range(warm + rounds):
         for side, run in zip(seconds, (ours, theirs), strict=True):
+            wait()
             start = time.perf_counter()
             run()
+            wait()
             if number >= warm:
                 side.append(time.perf_counter() - start)
     return seconds
+
+
+def wait() -> None:
+    """Until the GPU, where there is one in use, has done what was asked of it."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def save(bench: str, pairs: list[Pair], about: dict[str, Any]) -> Path:

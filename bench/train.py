@@ -20,7 +20,7 @@ SEQUENCES, LENGTH = 16, 256
 SETTINGS = AdamW(lr=1e-4, weight_decay=0.1)
 
 
-def measure(rounds: int = 7) -> list[Pair]:
+def measure(rounds: int = 7, device: str = "cpu") -> list[Pair]:
     """Each side in FP32 and with BF16; the bar is between the faster of each."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 8192, (SEQUENCES, LENGTH + 1), dtype=np.int32)
@@ -31,21 +31,21 @@ def measure(rounds: int = 7) -> list[Pair]:
         models.ours(directory)
         seconds = {}
         for kind, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-            model = models.ours(directory)[0].to(dtype)
+            model = models.ours(directory, device=device)[0].to(dtype)
             optimiser = Optimiser(model, SETTINGS)
             examples = [Example(row, np.ones(LENGTH + 1, dtype=bool)) for row in tokens]
 
             def step_ours(model=model, optimiser=optimiser, examples=examples) -> None:
-                for batch in pack(examples, token_mean, work):
+                for batch in pack(examples, token_mean, work, device):
                     objective.next_token(model, batch).total.backward()
                 optimiser.step(SETTINGS.lr, optimiser.gradient_norm())
 
-            peer = models.theirs(directory).train()
+            peer = models.theirs(directory, device=device).train()
             adam = torch.optim.AdamW(
                 peer.parameters(), lr=SETTINGS.lr, betas=SETTINGS.betas, weight_decay=0.1, fused=True)
-            ids = torch.from_numpy(tokens[:, :-1].astype(np.int64))
+            ids = torch.from_numpy(tokens[:, :-1].astype(np.int64)).to(device)
             # what the field does on its side: FP32 weights, autocast for the products
-            cast = torch.autocast("cpu", torch.bfloat16) if dtype == torch.bfloat16 else nullcontext()
+            cast = torch.autocast(device, torch.bfloat16) if dtype == torch.bfloat16 else nullcontext()
 
             def step_theirs(peer=peer, adam=adam, ids=ids, cast=cast) -> None:
                 with cast:

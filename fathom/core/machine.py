@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import subprocess
+import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -66,6 +68,12 @@ def device() -> str:
         model = f" ({platform.processor()})" if platform.processor() else ""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return ", ".join([f"{platform.machine()}, {cores} cores{model}", *_cards()])
+
+
+def peak_memory() -> int:
+    """The most memory that this process has held at once, in bytes."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024  # Linux counts in KiB
 
 
 def _cards() -> list[str]:

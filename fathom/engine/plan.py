@@ -47,6 +47,10 @@ class Step:
     cos: Tensor
     sin: Tensor
 
+    def turn(self, straight_BHP: Tensor, turned_BHP: Tensor) -> Tensor:
+        """Rotary embedding of channels whose turned copies are there already."""
+        return torch.addcmul(straight_BHP * self.cos, turned_BHP, self.sin)
+
 
 Part = Callable[[Tensor, Step], Tensor]  # a normalised input [B, D] ↦ a contribution to the residual stream [B, D]
 
@@ -88,52 +92,62 @@ class Plan:
         size = sum(p.numel() * p.element_size() for p in model.parameters())
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         self.copies = on_cpu and weight.dtype == torch.float32 and size <= MEMORY_SHARE * memory
-        self._places: dict[str, Tensor] = {}  # compiled: the transposed weights
+        self._places: dict[str, Tensor] = {}  # compiled: where its graph reads the weights, packed or not
         self._parts: list[tuple[_Norm, Part, _Norm, Part]] | None = None
-        self._rows = 0
+        self._fresh, self._rows = False, 0
         self._run = torch.compile(self._step, dynamic=True) if compiled else self._step
 
     def __enter__(self) -> Plan:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._parts = None
+        self._fresh = False
+        if not self.compiled:
+            self._parts = None  # and the memory with it
 
     def step(self, token_B: Tensor, cache: Cache) -> Tensor:
         """Logits [B, V] after the next token of every slot."""
-        if self.copies and (self._parts is None or (self._rows != len(token_B) and not self.compiled)):
+        if self.copies and (not self._fresh or (self._rows != len(token_B) and not self.compiled)):
             self._lay_out(len(token_B))
-        return self._run(token_B, Layout.decode(cache))
+        layout = Layout.decode(cache)
+        # angles stand outside of what is compiled: fused into their many readers they would be computed for each
+        return self._run(token_B, Step(layout, *self._every_angle(layout.positions_T)))
 
-    def _step(self, token_B: Tensor, layout: Layout) -> Tensor:
-        if self._parts is None:
-            return self.model.logits(self.model(token_B, layout))
+    def _every_angle(self, positions_B: Tensor) -> tuple[Tensor, Tensor]:
         config = self.model.config
         channels = config.qk_rope_head_dim if config.attention == "mla" else config.head_dim
-        cos, sin = angles(layout.positions_T, channels, config.rope_theta, torch.float32)
-        both = (t.repeat_interleave(2, -1) if config.rope_interleave else torch.cat((t, t), -1) for t in (cos, sin))
-        step = Step(layout, *(t[:, None, :] for t in both))
+        cos, sin = angles(positions_B, channels, config.rope_theta, torch.float32)
+        if config.rope_interleave:
+            cos, sin = cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1)
+        else:
+            cos, sin = torch.cat((cos, cos), -1), torch.cat((sin, sin), -1)
+        return cos[:, None, :], sin[:, None, :]
+
+    def _step(self, token_B: Tensor, step: Step) -> Tensor:
+        if self._parts is None:
+            return self.model.logits(self.model(token_B, step.layout))
         x_BD = F.embedding(token_B, self.model.embed_tokens.weight)
         for before, attention, between, feed_forward in self._parts:
             x_BD = x_BD + attention(before(x_BD), step)
             x_BD = x_BD + feed_forward(between(x_BD), step)
-        return self._head(self._norm(x_BD))
+        return self._head(self._last(x_BD))
 
     def _lay_out(self, rows: int) -> None:
-        self._rows = rows
-        self._parts = []
+        self._fresh, self._rows = True, rows
+        parts = []
         for number, block in enumerate(self.model.layers):
             assert isinstance(block, Block)
             attention, mlp = block.self_attn, block.mlp
-            self._parts.append((
-                _Norm(block.input_layernorm),
+            parts.append((
+                self._norm(f"{number}.before", block.input_layernorm),
                 self._latent(number, attention) if isinstance(attention, LatentAttention) else
                 self._grouped(number, attention),
-                _Norm(block.post_attention_layernorm),
+                self._norm(f"{number}.between", block.post_attention_layernorm),
                 self._experts(number, mlp) if isinstance(mlp, MoE) else self._dense(number, mlp),
             ))
-        self._norm = _Norm(self.model.norm)
-        self._head = self._product("head", effective_weight(self.model.lm_head))
+        last, head = self._norm("last", self.model.norm), self._product("head", effective_weight(self.model.lm_head))
+        if self._parts is None or not self.compiled:  # else they read where the weights have just been put
+            self._parts, self._last, self._head = parts, last, head
 
     def _product(self, name: str, *weights: Tensor) -> Product:
         """One product for weights that are multiplied by the same rows."""
@@ -142,6 +156,13 @@ class Plan:
         if product.turned is not None:
             self._places[name] = product.turned
         return product
+
+    def _norm(self, name: str, norm: nn.Module) -> _Norm:
+        assert isinstance(norm, RMSNorm)
+        made = _Norm(norm, self._places.get(name))
+        if self.compiled:
+            self._places[name] = made.weight
+        return made
 
     def _latent(self, layer: int, attention: LatentAttention) -> Part:
         """Latent attention in absorbed form (DeepSeek-V2 §2.1.2), W_UK multiplied into the query's weights and W_UV
@@ -158,11 +179,11 @@ class Plan:
         turned_key = _turned(key[latent:], attention.interleave)
         o_DHV = effective_weight(attention.o_proj).view(-1, heads, attention.v_dim)
         out = self._product(f"{layer}.o", torch.einsum("dhv,hvr->dhr", o_DHV, w_uv_HVR).flatten(1))
-        norm = _Norm(attention.kv_a_layernorm)
+        norm = self._norm(f"{layer}.latent", attention.kv_a_layernorm)
         if attention.compress_query:
             down = self._product(f"{layer}.down", effective_weight(attention.q_a_proj), key, turned_key)
             up = self._product(f"{layer}.q", queries, turned_queries)
-            query_norm, rank = _Norm(attention.q_a_layernorm), attention.q_a_proj.out_features
+            query_norm, rank = self._norm(f"{layer}.q_norm", attention.q_a_layernorm), attention.q_a_proj.out_features
         else:
             both = self._product(f"{layer}.qk", queries, key, turned_queries, turned_key)
         width = latent + rotary
@@ -175,12 +196,13 @@ class Plan:
             else:
                 straight, turned = torch.split(both(x_BD), [(heads + 1) * width, (heads + 1) * rotary], dim=-1)
             all_BHC = straight.view(-1, heads + 1, width)
-            all_BHC[..., latent:].mul_(step.cos).addcmul_(turned.view(-1, heads + 1, rotary), step.sin)
-            norm.within(all_BHC[:, heads, :latent])
-            remember(step.layout, layer, all_BHC[:, heads:])
+            rotated_BHP = step.turn(all_BHC[..., latent:], turned.view(-1, heads + 1, rotary))
+            q_BHC = torch.cat((all_BHC[:, :heads, :latent], rotated_BHP[:, :heads]), dim=-1)
+            remember(step.layout, layer, torch.cat(
+                (norm(all_BHC[:, heads:, :latent]), rotated_BHP[:, heads:]), dim=-1))
             assert step.layout.cache is not None and step.layout.past_BS is not None
             past_BSC = step.layout.cache.layers[layer][0][:, 0, : step.layout.past_BS.shape[1]]
-            z_BHR = weigh_past(all_BHC[:, :heads], past_BSC, past_BSC[..., :latent], step.layout.past_BS, scale)
+            z_BHR = weigh_past(q_BHC, past_BSC, past_BSC[..., :latent], step.layout.past_BS, scale)
             return out(z_BHR.flatten(1))
 
         return part
@@ -196,7 +218,7 @@ class Plan:
         def part(x_BD: Tensor, step: Step) -> Tensor:
             all_BHC = product(x_BD).view(-1, 2 * (heads + groups) + groups, width)
             qkv_BHC, turned_BHC = all_BHC[:, : heads + 2 * groups], all_BHC[:, heads + 2 * groups:]
-            qk_BHC = qkv_BHC[:, : heads + groups].mul_(step.cos).addcmul_(turned_BHC, step.sin)
+            qk_BHC = step.turn(qkv_BHC[:, : heads + groups], turned_BHC)
             remember(step.layout, layer, qk_BHC[:, heads:], qkv_BHC[:, heads + groups:])
             return out(attention._cached(qk_BHC[:, :heads], step.layout, layer).flatten(1))
 
@@ -245,19 +267,15 @@ class Plan:
 class _Norm:
     """x / rms(x) · weight in four passes: √(|x|² + D·eps) is a hypotenuse."""
 
-    def __init__(self, norm: nn.Module):
-        assert isinstance(norm, RMSNorm)
+    def __init__(self, norm: RMSNorm, place: Tensor | None = None):
         width = norm.weight.shape[0]
-        self.weight = norm.weight.detach() * math.sqrt(width)
+        weight = norm.weight.detach() * math.sqrt(width)
+        self.weight = weight if place is None else place.copy_(weight)
         self.floor = torch.tensor(math.sqrt(width * norm.eps), dtype=self.weight.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         y: Tensor = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(self.floor)
         return y.mul_(self.weight)
-
-    def within(self, x: Tensor) -> None:
-        """The same, written over x."""
-        x.div_(torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(self.floor)).mul_(self.weight)
 
 
 def _turned(weight_HPI: Tensor, interleave: bool) -> Tensor:

@@ -92,7 +92,7 @@ def remember(layout: Layout, layer: int, *entries_TGC: Tensor) -> None:
     """Writes tokens' cache entries, each [T, G, C], where the layout says; nothing without a cache."""
     if layout.cache is not None and layout.cells is not None:
         for stored, entry in zip(layout.cache.layers[layer], entries_TGC, strict=True):
-            stored.view(-1, stored.shape[-1]).index_copy_(0, layout.cells, entry.flatten(0, 1))
+            stored.index_put_(layout.cells, entry.flatten(0, 1))
 
 
 def weigh_past(q_XMC: Tensor, k_XSC: Tensor, v_XSV: Tensor, past_BS: Tensor, scale: float) -> Tensor:

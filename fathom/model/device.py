@@ -20,10 +20,16 @@ def place(device: str, dtype: str, parameters: int) -> tuple[torch.device, torch
     if device == "mps" and not torch.backends.mps.is_available():
         raise UsageError("device=mps: not available here; use device=cpu")
     if dtype == "auto":
-        small = parameters < FULL_PRECISION_BELOW and device in ("cpu", "mps")
-        return torch.device(device), torch.float32 if small else torch.bfloat16
+        full = (device in ("cpu", "mps") and parameters < FULL_PRECISION_BELOW) or (
+            device == "cpu" and not multiplies_bf16())
+        return torch.device(device), torch.float32 if full else torch.bfloat16
     if dtype not in TYPES:
         raise UsageError(f"dtype={dtype}: use auto or one of {', '.join(TYPES)}")
     if dtype == "float16" and device == "cpu":
         raise UsageError("dtype=float16 on a CPU: hundreds of times slower than float32; use bfloat16 or float32")
     return torch.device(device), TYPES[dtype]
+
+
+def multiplies_bf16() -> bool:
+    """Whether this processor has instructions for BF16 products; without them they take four times FP32's time."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

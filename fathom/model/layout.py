@@ -42,11 +42,11 @@ class Cache:
             for _ in range(config.num_hidden_layers)
         ]
 
-    def cells(self, slot_T: Tensor, positions_T: Tensor) -> Tensor:
-        """[T · heads] where each head of each token stands in a layer's tensor seen as rows of `width`."""
-        _, heads, length, _ = self.layers[0][0].shape
-        head = torch.arange(heads, device=slot_T.device)
-        return ((slot_T[:, None] * heads + head) * length + positions_T[:, None]).flatten()
+    def cells(self, slot_T: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Where each head of each token stands in a layer's tensors: slots, heads, positions, each [T · heads]."""
+        heads = self.layers[0][0].shape[1]
+        return (slot_T.repeat_interleave(heads), torch.arange(heads, device=slot_T.device).repeat(len(slot_T)),
+                positions_T.repeat_interleave(heads))
 
     @property
     def bytes(self) -> int:
@@ -77,7 +77,7 @@ class Layout:
     place_T: Tensor | None = None  # cell, over all rectangles laid end to end, that holds a token's attention output
     in_order: bool = False  # the rectangles' cells are the tokens, in their order: nothing need be gathered
     cache: Cache | None = None
-    cells: Tensor | None = None  # with a cache: where each token's entries go, see Cache.cells
+    cells: tuple[Tensor, Tensor, Tensor] | None = None  # with a cache: where each token's entries go, see Cache.cells
     past_BS: Tensor | None = None  # decoding: 0 where a slot holds a token, this step's own included, else −∞
 
     @classmethod

@@ -50,7 +50,7 @@ def distill(cfg: Distill, run: Run) -> None:
     from fathom.model import weights
     from fathom.model.cost import cost
     from fathom.model.device import place
-    from fathom.tasks.judging import Problems, judge_groups
+    from fathom.tasks.judging import Problems, judge_groups, left_out
     from fathom.tasks.task import load_task
 
     tasks = [load_task(spec) for spec in cfg.tasks]
@@ -92,6 +92,8 @@ def distill(cfg: Distill, run: Run) -> None:
                               "the same command continues")
     ledger = store.ledger()
     ledger.check()
+    for line in left_out(tasks):
+        run.log.warning("%s", line)
     run.log.info("records: %s", ledger)
     if not ledger.outputs:
         run.log.warning("nothing was kept: the teacher was never right; teach it more, or ask easier problems")

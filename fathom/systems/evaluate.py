@@ -61,7 +61,7 @@ def evaluate(cfg: Evaluate, run: Run) -> None:
     from fathom.model import weights
     from fathom.model.cost import cost
     from fathom.model.device import place
-    from fathom.tasks.judging import judge_groups
+    from fathom.tasks.judging import judge_groups, left_out
     from fathom.tasks.scores import score_task
     from fathom.tasks.task import Problem, load_task
 
@@ -110,6 +110,8 @@ def evaluate(cfg: Evaluate, run: Run) -> None:
     scores = [score_task(label, rows[label]) for label in labels]
     text = json.dumps({"model": str(cfg.model), "tasks": scores}, indent=2, allow_nan=False)
     disk.write_atomic(run.dir / "scores.json", text)
+    for line in left_out(tasks):
+        run.log.warning("%s", line)
     for score in scores:
         run.log.info("%s: %s", score["task"], score["text"])
     failed = max(score["failed"] / score["samples"] for score in scores)

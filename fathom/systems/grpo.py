@@ -107,7 +107,7 @@ def grpo(cfg: Grpo, run: Run) -> None:
     from fathom.model import adapter, lora, weights
     from fathom.model.cost import cost
     from fathom.model.device import place
-    from fathom.tasks.judging import Problems, judge_groups, reward_groups
+    from fathom.tasks.judging import Problems, judge_groups, left_out, reward_groups
     from fathom.tasks.task import load_task
     from fathom.train import advantage, objective
     from fathom.train.batch import WEIGHT_RULES, pack
@@ -165,6 +165,8 @@ def grpo(cfg: Grpo, run: Run) -> None:
         lora.merge(policy)
     if not disk.is_complete(run.dir / "model"):
         weights.save(run.dir / "model", policy, tokenizer)
+    for line in left_out(tasks):
+        run.log.warning("%s", line)
     run.finish(prefilled_tokens=engine.prefilled, sampled_tokens=engine.decoded)
 
 

@@ -99,7 +99,7 @@ def pretrain(cfg: Pretrain, run: Run) -> None:
     from fathom.model.tokenizer import Tokenizer
     from fathom.model.transformer import Transformer
     from fathom.tasks.examples import Example, gather
-    from fathom.tasks.maths import BadRow
+    from fathom.tasks.rows import BadRow
     from fathom.train import objective, prepare
     from fathom.train.batch import pack, token_mean
     from fathom.train.learner import Learner, mean_loss

@@ -68,7 +68,7 @@ def sft(cfg: Sft, run: Run) -> None:
     from fathom.model.cost import cost
     from fathom.model.device import place
     from fathom.tasks.examples import Example, gather
-    from fathom.tasks.maths import BadRow
+    from fathom.tasks.rows import BadRow
     from fathom.train import objective, prepare
     from fathom.train.batch import pack, token_mean
     from fathom.train.learner import Learner, mean_loss

@@ -12,6 +12,7 @@ from fathom.core.errors import FathomError
 from fathom.core.journal import Journal
 from fathom.judge.rewards import Answered, load_reward, total
 from fathom.judge.verdict import Outcome, Verdict
+from fathom.tasks.maths import FileTask
 from fathom.tasks.task import Problem, Task
 
 
@@ -52,6 +53,15 @@ class Problems:
         self.taken = 0
         while self.taken < state["taken"]:
             self.take(min(1024, state["taken"] - self.taken))
+
+
+def left_out(tasks: Sequence[Task]) -> list[str]:
+    """One line per problem file that holds rows which were not asked, with how many and why."""
+    return [
+        f"{task.name}: {task.skipped.total()} rows are no problems and were left out: " + ", ".join(
+            f"{reason} ({count})" for reason, count in task.skipped.most_common())
+        for task in tasks if isinstance(task, FileTask) and task.skipped
+    ]
 
 
 def judge_groups(

@@ -6,7 +6,6 @@ The forms are those of `fathom.tasks.formats`. Rows that do not fit are rejects 
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -26,7 +25,6 @@ __all__ = ["BadRow", "FileTask"]
 
 _SHUFFLED = 50_000  # problems that are put into a seed's order at a time
 _IN_TEST = "in the test split"  # key of a training record whose question is tested
-_log = logging.getLogger(__name__)
 
 
 class FileTask:
@@ -37,7 +35,7 @@ class FileTask:
     `test_share` of them that a hash of each question picks; the test, else validation, split of `data`; a share of
     0.1. A question that stands in a test split is a reject in training. `workers` and `timeout_s` are MathsJudge's.
 
-    `format` is the form found. `skipped` counts, by reason, the rows that `problems` did not give out. What is
+    `format` is the form found. `skipped` counts, by reason, the rows that the last `problems` did not give out. What is
     `declared` about a known data set is checked.
     """
 
@@ -122,25 +120,20 @@ class FileTask:
 
     def _good(self, split: Split) -> Iterator[Problem]:
         seen: set[str] = set()
-        skipped: Counter[str] = Counter()
+        self.skipped.clear()
         for record in self.records(split):
             try:
                 problem = self.parse(record)
                 if problem.id in seen:
                     raise BadRow("question appeared before")
             except BadRow as bad:
-                skipped[str(bad)] += 1
                 self.skipped[str(bad)] += 1
                 continue
             seen.add(problem.id)
             yield problem
-        found = (
-            f"{self.name} ({self.format}): {len(seen) or 'no'} {split} problems, rows left out: {dict(skipped) or 0}"
-        )
         if not seen:
-            raise FathomError(f"{found}; give another file, or another share for the {split} split")
-        if skipped:
-            _log.info(found)
+            raise FathomError(f"{self.name} ({self.format}): no {split} problems, rows left out: "
+                              f"{dict(self.skipped) or 0}; give another file, or another share for the {split} split")
 
     def records(self, split: Split) -> Iterator[Record]:
         """Every row of a split as a Record, unreadable ones too; `parse` turns them into problems or says why not."""

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fathom.core import disk
+from fathom.core import disk, machine
 from fathom.core.errors import FathomError, Stopped
 from fathom.core.run import Run
 from fathom.model.transformer import Transformer
@@ -74,6 +74,14 @@ class Learner:
                 saved = step
             if reason and step < until:
                 raise Stopped(f"stopped after step {saved} of {until} ({reason}); the same command continues")
+        self.run.log.info("%d steps done; most memory held: %s", until, self._memory())
+
+    def _memory(self) -> str:
+        here = f"{machine.peak_memory() / 1e9:.2f} GB"
+        device = next(self.model.parameters()).device
+        if device.type != "cuda":
+            return here
+        return f"{torch.cuda.max_memory_allocated(device) / 1e9:.2f} GB on {device}, {here} beside it"
 
     def backward(self, loss: Loss, batch: Batch | None = None) -> None:
         """Adds a micro-batch's gradient; a loss that is not finite stops the run before any update, the batch kept."""

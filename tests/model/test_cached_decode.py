@@ -74,7 +74,7 @@ def test_decoding_is_the_full_forward_pass(name: str, dtype: torch.dtype) -> Non
 def raw_latent(_model: Transformer, cache: Cache, layout: Layout, raw: list[Tensor]) -> None:
     """The cache as if it had been filled before `kv_a_layernorm`."""
     for latent, (stored,) in zip(raw, cache.layers, strict=True):
-        stored.view(-1, stored.shape[-1])[layout.cells, : latent.shape[1]] = latent
+        stored[(*layout.cells, slice(latent.shape[1]))] = latent
 
 
 def half_rope(model: Transformer, _cache: Cache, _layout: Layout, _raw: list[Tensor]) -> None:
@@ -85,9 +85,8 @@ def half_rope(model: Transformer, _cache: Cache, _layout: Layout, _raw: list[Ten
 def normalised_key(model: Transformer, cache: Cache, layout: Layout, _raw: list[Tensor]) -> None:
     for block, (stored,) in zip(model.layers, cache.layers, strict=True):
         latent = block.self_attn.latent
-        cells = stored.view(-1, stored.shape[-1])
-        key = cells[layout.cells, latent:]
-        cells[layout.cells, latent:] = key / key.pow(2).mean(-1, keepdim=True).sqrt()
+        keys = (*layout.cells, slice(latent, None))
+        stored[keys] = stored[keys] / stored[keys].pow(2).mean(-1, keepdim=True).sqrt()
 
 
 def scale_of_latent(model: Transformer, _cache: Cache, _layout: Layout, _raw: list[Tensor]) -> None:
