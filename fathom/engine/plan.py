@@ -22,6 +22,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +96,13 @@ class Plan:
         self._places: dict[str, Tensor] = {}  # compiled: where its graph reads the weights, packed or not
         self._parts: list[tuple[_Norm, Part, _Norm, Part]] | None = None
         self._fresh, self._rows = False, 0
-        self._run = torch.compile(self._step, dynamic=True) if compiled else self._step
+        self._run = self._step
+        if compiled:
+            # what a plan holds changes in place or not at all, so only shapes need be looked at in every step
+            options: dict[str, str | int | bool | Callable[..., Any]] = {}
+            if self.copies:
+                options["guard_filter_fn"] = torch.compiler.keep_tensor_guards_unsafe
+            self._run = torch.compile(self._step, dynamic=True, options=options or None)
 
     def __enter__(self) -> Plan:
         return self
