@@ -33,9 +33,8 @@ def sample(logits_BV: Tensor, uniform_B: np.ndarray, temperature: float, top_p: 
     """
     logits_BV = logits_BV if logits_BV.dtype == torch.float64 else logits_BV.float()
     if temperature == 0:
-        logp_BV = logits_BV.log_softmax(-1)
-        token_B = logits_BV.argmax(-1)
-        return token_B, logp_BV.gather(1, token_B[:, None])[:, 0]
+        highest_B, token_B = logits_BV.max(-1)
+        return token_B, highest_B - logits_BV.logsumexp(-1)
     logp_BV = (logits_BV / temperature).log_softmax(-1)
     if top_p < 1:
         logp_BV = _nucleus(logp_BV, top_p)
