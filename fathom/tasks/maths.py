@@ -85,7 +85,7 @@ class FileTask:
         self._formats: dict[Path, Format] = {}
         self.format = " and ".join(dict.fromkeys(
             form for files in (self.data, self.test) if files for form in self._learn(files, declared)))
-        self.skipped: Counter[str] = Counter()
+        self._skipped: dict[Split, Counter[str]] = {}
         self._judge = MathsJudge(workers, timeout_s)
         self._test_ids: frozenset[str] | None = None
 
@@ -97,6 +97,11 @@ class FileTask:
                              "file alone as the task, without the data set that it is not")
         self._formats |= dict.fromkeys(files, forms[0])
         yield from (form.name for form in forms)
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """How many rows, by reason, the last `problems` of each split did not give out."""
+        return sum(self._skipped.values(), Counter())
 
     def problems(self, split: Split, limit: int | None = None, seed: int = 0) -> Iterator[Problem]:
         """The good rows of a split, each question once; in the file's order for seed 0, else in an order of the seed.
@@ -120,20 +125,20 @@ class FileTask:
 
     def _good(self, split: Split) -> Iterator[Problem]:
         seen: set[str] = set()
-        self.skipped.clear()
+        skipped = self._skipped[split] = Counter()
         for record in self.records(split):
             try:
                 problem = self.parse(record)
                 if problem.id in seen:
                     raise BadRow("question appeared before")
             except BadRow as bad:
-                self.skipped[str(bad)] += 1
+                skipped[str(bad)] += 1
                 continue
             seen.add(problem.id)
             yield problem
         if not seen:
             raise FathomError(f"{self.name} ({self.format}): no {split} problems, rows left out: "
-                              f"{dict(self.skipped) or 0}; give another file, or another share for the {split} split")
+                              f"{dict(skipped) or 0}; give another file, or another share for the {split} split")
 
     def records(self, split: Split) -> Iterator[Record]:
         """Every row of a split as a Record, unreadable ones too; `parse` turns them into problems or says why not."""
