@@ -57,7 +57,7 @@ Part = Callable[[Tensor, Step], Tensor]  # a normalised input [B, D] ↦ a contr
 
 
 class Product:
-    """x [B, I] ↦ x Wᵀ [B, O], W [O, I] packed for `rows` rows; for rows=None stored transposed, whatever the rows."""
+    """x [B, I] ↦ x Wᵀ [B, O], W [O, I] packed for exactly `rows` rows; for rows=None transposed, whatever the rows."""
 
     def __init__(self, weight_OI: Tensor, rows: int | None, place: Tensor | None = None):
         self.weight, self.rows = weight_OI, rows
@@ -67,11 +67,14 @@ class Product:
             self.turned = (torch.empty_like(weight_OI.mT.contiguous()) if place is None else place).copy_(weight_OI.mT)
         elif rows > 1 and torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
             self.packed = torch.ops.mkl._mkl_reorder_linear_weight(weight_OI, rows)
+            # the call below asks the plain weight for its shape only, while the rows are as announced: let it go
+            self.weight = weight_OI.new_empty(1).expand(weight_OI.shape)
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.turned is not None:
             return x @ self.turned
         if self.packed is not None:
+            assert len(x) == self.rows
             y: Tensor = torch.ops.mkl._mkl_linear(x, self.packed, self.weight, None, self.rows)
             return y
         return F.linear(x, self.weight)  # one row is a matter of bandwidth, which no order of weights helps
