@@ -148,6 +148,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
     device = parser.parse_args().device
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise SystemExit(f"--device {device}: this torch sees no CUDA device; --device cpu runs the checks alone")
     torch.backends.cuda.matmul.allow_tf32 = False
     with torch.no_grad():
         F.linear(torch.ones(1, 1, device=device), torch.ones(1, 1, device=device))

@@ -22,7 +22,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -99,13 +98,7 @@ class Plan:
         self._places: dict[str, Tensor] = {}  # compiled: where its graph reads the weights, packed or not
         self._parts: list[tuple[_Norm, Part, _Norm, Part]] | None = None
         self._fresh, self._rows = False, 0
-        self._run = self._step
-        if compiled:
-            # what a plan holds changes in place or not at all, so only shapes need be looked at in every step
-            options: dict[str, str | int | bool | Callable[..., Any]] = {}
-            if self.copies:
-                options["guard_filter_fn"] = torch.compiler.keep_tensor_guards_unsafe
-            self._run = torch.compile(self._step, dynamic=True, options=options or None)
+        self._run = torch.compile(self._step, dynamic=True) if compiled else self._step
 
     def __enter__(self) -> Plan:
         return self
@@ -164,14 +157,19 @@ class Plan:
         weight = torch.cat(weights) if len(weights) > 1 else weights[0].detach().contiguous()
         product = Product(weight, None if self.compiled else self._rows, self._places.get(name))
         if product.turned is not None:
-            self._places[name] = product.turned
+            self._keep(name, product.turned)
         return product
+
+    def _keep(self, name: str, weight: Tensor) -> None:
+        """Names a tensor that a compiled graph reads: its values may change, its shape never does."""
+        torch._dynamo.mark_static(weight)
+        self._places[name] = weight
 
     def _norm(self, name: str, norm: nn.Module) -> _Norm:
         assert isinstance(norm, RMSNorm)
         made = _Norm(norm, self._places.get(name))
         if self.compiled:
-            self._places[name] = made.weight
+            self._keep(name, made.weight)
         return made
 
     def _latent(self, layer: int, attention: LatentAttention) -> Part:

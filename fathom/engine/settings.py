@@ -6,6 +6,8 @@ from pydantic import Field
 
 from fathom.core.config import Settings
 
+COMPILING = "the decoding step is compiled first, which takes about a minute (engine.compile)"
+
 
 class EngineSettings(Settings):
     """How much the engine does at once: speed and memory, never what a request's distribution is."""

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from fathom.core.config import Settings
 
@@ -116,6 +116,16 @@ class Lora(Settings):
                 raise ValueError(f"targets: {target}: adapters cannot stand there; {hint}")
         return self
 
+
+def _settings_of(value: Any) -> Any:
+    if isinstance(value, bool | int | float):
+        rank = int(value) if value > 1 else 16
+        raise ValueError(f"lora={value}: adapters have settings of their own; write lora.rank={rank}")
+    return value
+
+
+# a setting of every system that can train adapters
+Adapters = Annotated[Lora | None, BeforeValidator(_settings_of)]
 
 PRESETS: dict[str, ModelConfig] = {
     # the demo's model: every part of DeepSeek-V3 at the size of a laptop CPU

@@ -7,7 +7,7 @@ from importlib import metadata
 
 EXTRAS = {
     "model": ("torch", "safetensors", "tokenizers", "jinja2"), "judge": ("math-verify", "sympy"),
-    "gym": ("reasoning-gym",), "gguf": ("gguf",),
+    "gym": ("reasoning-gym",), "gguf": ("gguf",), "hub": ("huggingface_hub",),
 }
 
 

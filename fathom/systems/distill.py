@@ -11,7 +11,7 @@ from pydantic import Field
 from fathom.core.chat import Sampling
 from fathom.core.config import Settings
 from fathom.core.run import Run
-from fathom.engine.settings import EngineSettings
+from fathom.engine.settings import COMPILING, EngineSettings
 
 
 class Distill(Settings):
@@ -56,9 +56,13 @@ def distill(cfg: Distill, run: Run) -> None:
     tasks = [load_task(spec) for spec in cfg.tasks]
     device, dtype = place(cfg.device, cfg.dtype, cost(weights.read_config(cfg.init)).parameters)
     model, tokenizer = weights.load(cfg.init, dtype, device)
+    if cfg.engine.compile:
+        run.log.info(COMPILING)
     engine = Engine(model, tokenizer, cfg.engine)
     sampling = cfg.sampling.model_copy(update={"seed": run.seed("sample")})
     asked = Problems(tasks, run.seed("problems")).take(cfg.problems)
+    for line in left_out(tasks):
+        run.log.warning("%s", line)
     schema = pyarrow.schema([("messages", pyarrow.string()), ("outcome", pyarrow.string()),
                              ("answer", pyarrow.string()), ("tokens", pyarrow.int32())])
     # One commit per chunk and none inside it: what a batch holds moves the last bits of its logits, so what a kill
@@ -92,8 +96,6 @@ def distill(cfg: Distill, run: Run) -> None:
                               "the same command continues")
     ledger = store.ledger()
     ledger.check()
-    for line in left_out(tasks):
-        run.log.warning("%s", line)
     run.log.info("records: %s", ledger)
     if not ledger.outputs:
         run.log.warning("nothing was kept: the teacher was never right; teach it more, or ask easier problems")

@@ -11,7 +11,7 @@ from pydantic import Field
 from fathom.core.chat import Sampling
 from fathom.core.config import Settings
 from fathom.core.run import Run
-from fathom.engine.settings import EngineSettings
+from fathom.engine.settings import COMPILING, EngineSettings
 
 
 class Evaluate(Settings):
@@ -70,6 +70,8 @@ def evaluate(cfg: Evaluate, run: Run) -> None:
     labels = [name if names.count(name) == 1 else f"{name} #{i + 1}" for i, name in enumerate(names)]
     device, dtype = place(cfg.device, cfg.dtype, cost(weights.read_config(cfg.model)).parameters)
     model, tokenizer = weights.load(cfg.model, dtype, device)
+    if cfg.engine.compile:
+        run.log.info(COMPILING)
     engine = Engine(model, tokenizer, cfg.engine)
     sampling = cfg.sampling.model_copy(update={"seed": run.seed("sample")})
     schema = pyarrow.schema([("task", pyarrow.string()), ("problem", pyarrow.string()), json_field("prompt"),
@@ -83,6 +85,12 @@ def evaluate(cfg: Evaluate, run: Run) -> None:
             for label, task in zip(labels, tasks, strict=True)
             for problem in task.problems("test", cfg.problems, seed=run.seed("problems"))
         ]
+        for line in left_out(tasks):
+            run.log.warning("%s", line)
+        for label, task in zip(labels, tasks, strict=True):
+            if (found := sum(item[0] == label for item in waiting)) < cfg.problems:
+                run.log.warning("%s: problems=%d were asked for, its test split has %d%s", label, cfg.problems, found,
+                                f"; {apart}" if (apart := getattr(task, "apart", "")) else "")
         todo = {record.id for record in store.todo(item[3] for item in waiting)}
         left = [item for item in waiting if item[3].id in todo]
         done = len(waiting) - len(left)
@@ -110,8 +118,6 @@ def evaluate(cfg: Evaluate, run: Run) -> None:
     scores = [score_task(label, rows[label]) for label in labels]
     text = json.dumps({"model": str(cfg.model), "tasks": scores}, indent=2, allow_nan=False)
     disk.write_atomic(run.dir / "scores.json", text)
-    for line in left_out(tasks):
-        run.log.warning("%s", line)
     for score in scores:
         run.log.info("%s: %s", score["task"], score["text"])
     failed = max(score["failed"] / score["samples"] for score in scores)

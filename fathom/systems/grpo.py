@@ -12,9 +12,9 @@ from fathom.core.chat import Sampling
 from fathom.core.config import Settings
 from fathom.core.errors import UsageError
 from fathom.core.run import Run
-from fathom.engine.settings import EngineSettings
+from fathom.engine.settings import COMPILING, EngineSettings
 from fathom.judge.rewards import check_reward
-from fathom.model.config import Lora
+from fathom.model.config import Adapters
 from fathom.train.schedule import AdamW, Checkpoints
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Grpo(Settings):
     weigh: Literal["sequence_mean", "token_mean"] = Field(
         "sequence_mean", description="each completion weighs the same (DeepSeekMath), or each token does")
     tokens_per_batch: int = Field(8192, ge=2, description="most tokens in one forward pass")
-    lora: Lora | None = Field(None, description="train adapters beside frozen weights; null trains every weight")
+    lora: Adapters = Field(None, description="train adapters beside frozen weights; null trains every weight")
     optim: AdamW = AdamW(lr=3e-4, schedule="constant", warmup=5, weight_decay=0.0, bias_speed=0.0)
     engine: EngineSettings = EngineSettings()
     checkpoints: Checkpoints = Checkpoints(every=10)
@@ -127,10 +127,17 @@ def grpo(cfg: Grpo, run: Run) -> None:
     engine = Engine(policy, tokenizer, cfg.engine)
     learner = Learner(policy, cfg.optim, run, cfg.checkpoints, problems=problems, engine=engine)
     clip = (cfg.clip, cfg.clip if cfg.clip_high is None else cfg.clip_high)
+    told = False
+    if cfg.engine.compile:
+        run.log.info(COMPILING)
     with Journal(run.dir / "verdicts.sqlite") as journal:
         for step in learner.steps(cfg.steps):
             clock = [time.monotonic()]
             asked = problems.take(cfg.problems)
+            if not told:  # files have been read by now
+                told = True
+                for line in left_out(tasks):
+                    run.log.warning("%s", line)
             sampling = cfg.sampling.model_copy(update={"seed": run.seed("sample", step)})
             engine.version = step - 1
             groups = engine.generate([p.prompt for p in asked], sampling, cfg.group)
@@ -165,8 +172,6 @@ def grpo(cfg: Grpo, run: Run) -> None:
         lora.merge(policy)
     if not disk.is_complete(run.dir / "model"):
         weights.save(run.dir / "model", policy, tokenizer)
-    for line in left_out(tasks):
-        run.log.warning("%s", line)
     run.finish(prefilled_tokens=engine.prefilled, sampled_tokens=engine.decoded)
 
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from fathom.core.config import Settings
 from fathom.core.run import Run
-from fathom.model.config import Lora
+from fathom.model.config import Adapters
 from fathom.train.schedule import AdamW, Checkpoints
 
 
@@ -41,7 +41,7 @@ class Sft(Settings):
     sequence_length: int = Field(512, ge=2, description="longest example, in tokens; longer ones are rejected by name")
     mtp: float = Field(0.3, ge=0, description="weight λ of predicting the token after next, where the model can")
     balance: float = Field(0.0, ge=0, description="weight α of the sequence-wise balance loss")
-    lora: Lora | None = Field(None, description="train adapters beside frozen weights; null trains every weight")
+    lora: Adapters = Field(None, description="train adapters beside frozen weights; null trains every weight")
     optim: AdamW = AdamW(lr=1e-3, schedule="cosine", bias_speed=0.0)
     checkpoints: Checkpoints = Checkpoints()
     held_out: int = Field(64, ge=0, description="examples kept apart for the held-out loss")

@@ -107,8 +107,7 @@ class ProblemFile:
     """The training rows of a problem file; rows that are no problems are rejected by name."""
 
     def __init__(self, task: FileTask, count: int | None, use: str):
-        apart = "" if task.test or task.test_rows or not task.test_share else (
-            f"; {100 * task.test_share:g} % of the rows are kept apart for test (test_share)")
+        apart = f"; {task.apart}" if task.apart else ""
         self.name, self.form = task.name, f"problems ({task.format}){apart}{task.note}"
         self._task, self._count, self._use = task, count, use
 

@@ -56,12 +56,14 @@ class Problems:
 
 
 def left_out(tasks: Sequence[Task]) -> list[str]:
-    """One line per problem file that holds rows which were not asked, with how many and why."""
-    return [
-        f"{task.name}: {task.skipped.total()} rows are no problems and were left out: " + ", ".join(
-            f"{reason} ({count})" for reason, count in task.skipped.most_common())
-        for task in tasks if isinstance(task, FileTask) and task.skipped
-    ]
+    """For each problem file with rows that are no problems: how many and why, then where the first of them stand."""
+    lines: list[str] = []
+    for task in tasks:
+        if isinstance(task, FileTask) and task.skipped:
+            reasons = ", ".join(f"{reason} ({count})" for reason, count in task.skipped.most_common())
+            lines.append(f"{task.name}: {task.skipped.total()} rows are no problems and are left out: {reasons}")
+            lines += task.where
+    return lines
 
 
 def judge_groups(

@@ -23,6 +23,7 @@ from fathom.tasks.task import Problem, Split
 
 __all__ = ["BadRow", "FileTask"]
 
+_SHOWN = 10  # rows left out of a split that are named by their place
 _SHUFFLED = 50_000  # problems that are put into a seed's order at a time
 _IN_TEST = "in the test split"  # key of a training record whose question is tested
 
@@ -86,6 +87,7 @@ class FileTask:
         self.format = " and ".join(dict.fromkeys(
             form for files in (self.data, self.test) if files for form in self._learn(files, declared)))
         self._skipped: dict[Split, Counter[str]] = {}
+        self._where: dict[Split, list[str]] = {}
         self._judge = MathsJudge(workers, timeout_s)
         self._test_ids: frozenset[str] | None = None
 
@@ -97,6 +99,17 @@ class FileTask:
                              "file alone as the task, without the data set that it is not")
         self._formats |= dict.fromkeys(files, forms[0])
         yield from (form.name for form in forms)
+
+    @property
+    def where(self) -> list[str]:
+        """`file:row: reason` of the first rows that the last `problems` of each split did not give out."""
+        return [line for lines in self._where.values() for line in lines]
+
+    @property
+    def apart(self) -> str:
+        """How the test split is made where nobody said it: by a share of the rows; else nothing."""
+        shared = self.test is None and self.test_rows is None and self.test_share
+        return f"{100 * self.test_share:g} % of the rows are kept apart for test (test_share)" if shared else ""
 
     @property
     def skipped(self) -> Counter[str]:
@@ -126,6 +139,7 @@ class FileTask:
     def _good(self, split: Split) -> Iterator[Problem]:
         seen: set[str] = set()
         skipped = self._skipped[split] = Counter()
+        where = self._where[split] = []
         for record in self.records(split):
             try:
                 problem = self.parse(record)
@@ -133,6 +147,8 @@ class FileTask:
                     raise BadRow("question appeared before")
             except BadRow as bad:
                 skipped[str(bad)] += 1
+                if len(where) < _SHOWN:
+                    where.append(f"{record.source}: {bad}")
                 continue
             seen.add(problem.id)
             yield problem

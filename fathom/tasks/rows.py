@@ -119,18 +119,23 @@ def _table_explained(path: Path) -> Iterator[None]:
 
     kind = "Parquet" if path.suffix == ".parquet" else "Arrow"
     try:
+        _refuse_pointer(path)
         yield
     except (pyarrow.ArrowException, OSError) as error:
         said = " ".join(str(error).split())[:200]
         raise FathomError(f"{path}: not readable as {kind} ({said}); fetch or write it again") from error
 
 
+def _refuse_pointer(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise FathomError(f"{path}: a Git LFS pointer, not the data; run git lfs pull where it was cloned")
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
+    _refuse_pointer(path)
     with path.open("rb") as plain:
-        if plain.read(len(_POINTER)) == _POINTER:
-            raise FathomError(f"{path}: a Git LFS pointer, not the data; run git lfs pull where it was cloned")
-        plain.seek(0)
         if not path.name.endswith(".gz"):
             yield plain
             return
