@@ -1,4 +1,4 @@
-"""Runs benches by name and prints their tables: `python -m bench [train] [decode] [compiled] [grpo]`."""
+"""Runs benches by name and prints their tables: `python -m bench [train] [decode] [compiled] [grpo] [profile]`."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ from importlib import metadata
 
 from bench.measure import HEAD, save
 
-NAMES = ("train", "decode", "compiled", "grpo")
+NAMES = ("train", "decode", "compiled", "grpo")  # what is run where nothing is named
 
 
 def main() -> None:
     """Measures what the command line names, or everything."""
     asked = sys.argv[1:] or list(NAMES)
-    if unknown := [name for name in asked if name not in NAMES]:
-        sys.exit(f"{unknown[0]}: no such bench; there are {', '.join(NAMES)}")
+    if unknown := [name for name in asked if name not in (*NAMES, "profile")]:
+        sys.exit(f"{unknown[0]}: no such bench; there are {', '.join(NAMES)} and profile")
+    if "profile" in asked:
+        from bench.profile import shares
+        print(shares())
+        asked.remove("profile")
     versions = {}
-    for package in ("transformers", "trl"):
+    for package in ("transformers", "trl") if asked else ():
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            sys.exit(f"{package}: the peer is not installed; pip install transformers trl")
+            sys.exit(f"{package}: the peer is not installed; pip install 'transformers>=5' 'trl==1.16.*' datasets")
     for name in asked:
         if name == "train":
             from bench.train import measure
