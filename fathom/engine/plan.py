@@ -89,6 +89,8 @@ class Plan:
         weight = model.embed_tokens.weight
         self.model, self.compiled = model, compiled
         on_cpu = weight.device.type == "cpu"
+        if compiled and model.config.attention != "mla":  # its graph was not compiled within minutes (docs/log.md)
+            raise UsageError("engine.compile=true: only models with latent attention are compiled; leave it out")
         if compiled and on_cpu and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "c++"))):
             raise UsageError("engine.compile=true: needs a C++ compiler on this machine, and none was found; install "
                              "g++, or leave it out")

@@ -85,9 +85,14 @@ def test_compiling_asks_for_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         Plan(sharp(MLA_LITE), compiled=True)
 
 
+def test_grouped_attention_is_not_compiled() -> None:
+    with pytest.raises(Exception, match="only models with latent attention are compiled"):
+        Plan(sharp(GQA_DENSE), compiled=True)
+
+
 @pytest.mark.long
 @pytest.mark.equivalence
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [name for name, config in CONFIGS.items() if config.attention == "mla"])
 def test_compiled_is_eager(name: str) -> None:
     config = CONFIGS[name]
     model = sharp(config, dtype=torch.float32)
