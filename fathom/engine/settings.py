@@ -13,5 +13,5 @@ class EngineSettings(Settings):
     """How much the engine does at once: speed and memory, never what a request's distribution is."""
 
     batch: int = Field(256, ge=1, description="most completions decoded together")
-    compile: bool = Field(False, description="compile the decoding step (latent attention only): a minute's wait first, then a little faster")
+    compile: bool = Field(False, description="compile the decoding step (latent attention only): a minute's wait first")
     prefill_tokens: int = Field(8192, ge=1, description="most prompt tokens in one forward pass")
