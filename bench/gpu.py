@@ -7,7 +7,7 @@ they are installed. With `--device cpu` the checks alone run, so that they thems
 from __future__ import annotations
 
 import argparse
-import json
+import statistics
 import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -128,19 +128,12 @@ def checks(device: str) -> list[str]:
 
 def grpo(device: str) -> str:
     """Our own GRPO step on the device, 8 × 8 × 64 in BF16."""
-    from bench import grpo as bench
-    from fathom.systems import start
+    from bench.grpo import fathom
 
     with tempfile.TemporaryDirectory() as folder:
         models.ours(Path(folder) / "model")
-        start("grpo", {
-            "init": f"{folder}/model", "tasks": ["bench.grpo:Sums"], "rewards": {"bench.grpo:reward": 1.0}, "steps": 7,
-            "problems": bench.PROMPTS, "group": bench.GROUP, "sampling": {"max_tokens": bench.TOKENS},
-            "checkpoints": {"every": 1000}, "device": device, "dtype": "bfloat16",
-        }, Path(folder) / "run", 1, "bench.gpu", console=False)
-        lines = [json.loads(line) for line in (Path(folder) / "run" / "timing.jsonl").read_text().splitlines()]
-    seconds = sorted(line["seconds"] for line in lines if "seconds" in line)
-    return f"GRPO step, 8 × 8 × 64, BF16: median {seconds[len(seconds) // 2]:.3f} s of {len(seconds)} steps"
+        seconds = fathom(Path(folder), "gpu", device, "bfloat16")["seconds"]
+    return f"GRPO step, 8 × 8 × 64, BF16: median {statistics.median(seconds):.3f} s of {len(seconds)} steps"
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ not counted. `python -m bench.grpo fathom|trl DIR` is one such process.
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from typing import Any
 
 from bench import models
 from bench.measure import Pair
+from fathom.core import machine
 from fathom.core.chat import Message
 from fathom.judge.rewards import Answered
 from fathom.judge.verdict import Verdict
@@ -81,7 +81,7 @@ def measure(rounds: int = 5) -> list[Pair]:
     ]
 
 
-def fathom(folder: Path, number: str) -> dict[str, Any]:
+def fathom(folder: Path, number: str, device: str = "cpu", dtype: str = "float32") -> dict[str, Any]:
     """Steps of our own system, as a user runs it."""
     from fathom.systems import start
 
@@ -91,7 +91,7 @@ def fathom(folder: Path, number: str) -> dict[str, Any]:
         "steps": STEPS, "problems": PROMPTS, "group": GROUP, "sampling": {"max_tokens": TOKENS, "temperature": 1.0},
         "weigh": "token_mean", "optim": {"lr": LR, "schedule": "constant", "warmup": 0, "weight_decay": 0.0,
                                          "betas": [0.9, 0.999], "clip": 1.0},
-        "checkpoints": {"every": 1000}, "device": "cpu", "dtype": "float32",
+        "checkpoints": {"every": 1000}, "device": device, "dtype": dtype,
     }, directory, 1, "bench", console=False)
     lines = [json.loads(line) for line in (directory / "timing.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "generate_s" in line][WARM:]
@@ -117,14 +117,11 @@ def trl(folder: Path, number: str) -> dict[str, Any]:
         max_grad_norm=1.0, optim="adamw_torch_fused", use_cpu=True, bf16=False, gradient_checkpointing=False,
         save_strategy="no", report_to=[], logging_steps=1000, disable_tqdm=True,
     )
-    marks: list[float] = []
+    ends: list[float] = []
 
     class Clock(TrainerCallback):  # type: ignore[misc]
-        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            marks.append(time.perf_counter())
-
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            marks.append(time.perf_counter())
+            ends.append(time.perf_counter())
 
     rows = [{"prompt": [{"role": "user", "content": text}]} for text in questions()]
     trainer = GRPOTrainer(
@@ -134,12 +131,11 @@ def trl(folder: Path, number: str) -> dict[str, Any]:
     torch.manual_seed(int(number))
     trainer.train()
     # from one step's end to the next one's: everything that a step takes, the loader too
-    ends = marks[1::2]
     return {"seconds": [b - a for a, b in zip(ends[WARM - 1:], ends[WARM:], strict=False)]}
 
 
 if __name__ == "__main__":
     side, where, which = sys.argv[1:]
     found = {"fathom": fathom, "trl": trl}[side](Path(where), which)
-    found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    found["peak"] = machine.peak_memory() / 1e9
     print(json.dumps(found))

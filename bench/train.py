@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from bench import models
 from bench.measure import Pair, interleave
+from fathom.model.transformer import Transformer
 from fathom.train import objective
 from fathom.train.batch import Example, pack, token_mean
 from fathom.train.optim import Optimiser
@@ -20,10 +22,28 @@ SEQUENCES, LENGTH = 16, 256
 SETTINGS = AdamW(lr=1e-4, weight_decay=0.1)
 
 
+def made_tokens() -> np.ndarray:
+    """Random tokens, [sequences, length + 1]."""
+    return np.random.default_rng(0).integers(0, 8192, (SEQUENCES, LENGTH + 1), dtype=np.int32)
+
+
+def stepper(model: Transformer, tokens: np.ndarray) -> Callable[[], None]:
+    """One whole step of ours on `tokens`, as a function."""
+    optimiser = Optimiser(model, SETTINGS)
+    examples = [Example(row, np.ones(len(row), dtype=bool)) for row in tokens]
+    device = model.embed_tokens.weight.device
+
+    def step() -> None:
+        for batch in pack(examples, token_mean, SEQUENCES * LENGTH, device):
+            objective.next_token(model, batch).total.backward()
+        optimiser.step(SETTINGS.lr, optimiser.gradient_norm())
+
+    return step
+
+
 def measure(rounds: int = 7, device: str = "cpu") -> list[Pair]:
     """Each side in FP32 and with BF16; the bar is between the faster of each."""
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(0, 8192, (SEQUENCES, LENGTH + 1), dtype=np.int32)
+    tokens = made_tokens()
     work = SEQUENCES * LENGTH
     pairs = []
     with tempfile.TemporaryDirectory() as folder:
@@ -31,15 +51,7 @@ def measure(rounds: int = 7, device: str = "cpu") -> list[Pair]:
         models.ours(directory)
         seconds = {}
         for kind, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-            model = models.ours(directory, device=device)[0].to(dtype)
-            optimiser = Optimiser(model, SETTINGS)
-            examples = [Example(row, np.ones(LENGTH + 1, dtype=bool)) for row in tokens]
-
-            def step_ours(model=model, optimiser=optimiser, examples=examples) -> None:
-                for batch in pack(examples, token_mean, work, device):
-                    objective.next_token(model, batch).total.backward()
-                optimiser.step(SETTINGS.lr, optimiser.gradient_norm())
-
+            step_ours = stepper(models.ours(directory, device=device)[0].to(dtype), tokens)
             peer = models.theirs(directory, device=device).train()
             adam = torch.optim.AdamW(
                 peer.parameters(), lr=SETTINGS.lr, betas=SETTINGS.betas, weight_decay=0.1, fused=True)

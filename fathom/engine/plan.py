@@ -100,7 +100,8 @@ class Plan:
         self._places: dict[str, Tensor] = {}  # compiled: where its graph reads the weights, packed or not
         self._parts: list[tuple[_Norm, Part, _Norm, Part]] | None = None
         self._fresh, self._rows = False, 0
-        self._run = torch.compile(self._step, dynamic=True) if compiled else self._step
+        self._flat = torch.compile(self._step, dynamic=True) if compiled else self._step
+        self._whole = torch.compile(self._forward, dynamic=True) if compiled else self._forward
 
     def __enter__(self) -> Plan:
         return self
@@ -112,11 +113,16 @@ class Plan:
 
     def step(self, token_B: Tensor, cache: Cache) -> Tensor:
         """Logits [B, V] after the next token of every slot."""
-        if self.copies and (not self._fresh or (self._rows != len(token_B) and not self.compiled)):
-            self._lay_out(len(token_B))
         layout = Layout.decode(cache)
+        if not self.copies:
+            return self._whole(token_B, layout)
+        if not self._fresh or (self._rows != len(token_B) and not self.compiled):
+            self._lay_out(len(token_B))
         # angles stand outside of what is compiled: fused into their many readers they would be computed for each
-        return self._run(token_B, Step(layout, *self._every_angle(layout.positions_T)))
+        return self._flat(token_B, Step(layout, *self._every_angle(layout.positions_T)))
+
+    def _forward(self, token_B: Tensor, layout: Layout) -> Tensor:
+        return self.model.logits(self.model(token_B, layout))
 
     def _every_angle(self, positions_B: Tensor) -> tuple[Tensor, Tensor]:
         config = self.model.config
@@ -129,8 +135,7 @@ class Plan:
         return cos[:, None, :], sin[:, None, :]
 
     def _step(self, token_B: Tensor, step: Step) -> Tensor:
-        if self._parts is None:
-            return self.model.logits(self.model(token_B, step.layout))
+        assert self._parts is not None
         x_BD = F.embedding(token_B, self.model.embed_tokens.weight)
         for before, attention, between, feed_forward in self._parts:
             x_BD = x_BD + attention(before(x_BD), step)
@@ -250,7 +255,7 @@ class Plan:
         experts = moe.experts
         gate_up_EOD, down_EDI = experts.effective("gate_up_proj"), experts.effective("down_proj")
         count, width, inner = down_EDI.shape
-        if self._rows * width * inner * (1 - experts.chosen / count) > DENSE_WORK:
+        if self._rows * width * inner * (1 - moe.gate.chosen / count) > DENSE_WORK:
             return lambda x_BD, _: moe(x_BD)[0]
         gates, ups = gate_up_EOD.chunk(2, dim=1)
         downs = [down_EDI.transpose(0, 1).flatten(1)]

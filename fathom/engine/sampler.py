@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fathom.model.device import full_precision
+
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -31,7 +33,7 @@ def sample(logits_BV: Tensor, uniform_B: np.ndarray, temperature: float, top_p: 
     Temperature 0 is greedy; its log-probability is that of the untempered distribution. With `top_p` < 1 the
     probabilities outside the smallest set that reaches it are dropped and the rest is normalised again.
     """
-    logits_BV = logits_BV if logits_BV.dtype == torch.float64 else logits_BV.float()
+    logits_BV = logits_BV.to(full_precision(logits_BV.dtype))
     if temperature == 0:
         highest_B, token_B = logits_BV.max(-1)
         return token_B, highest_B - logits_BV.logsumexp(-1)

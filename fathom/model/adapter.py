@@ -13,7 +13,7 @@ from torch import Tensor
 from fathom.core import disk
 from fathom.model import weights
 from fathom.model.config import Lora
-from fathom.model.lora import LoraExperts, adapted
+from fathom.model.lora import LoraExperts, adapted, merge
 from fathom.model.transformer import Transformer
 
 WEIGHTS = "adapter_model.safetensors"
@@ -25,6 +25,13 @@ def save(directory: Path, model: Transformer, settings: Lora, base: Path) -> Non
         folder.write("adapter_config.json", json.dumps(peft_config(model, settings, base), indent=2).encode())
         entries = [(name, list(t.shape), t.dtype, lambda t=t: t) for name, t in tensors(model).items()]
         weights.write_stream(folder.path(WEIGHTS), entries)
+
+
+def export(directory: Path, model: Transformer, settings: Lora, base: Path) -> None:
+    """Writes `directory`, unless an earlier attempt did, and merges the adapters into `model`."""
+    if not disk.is_complete(directory):
+        save(directory, model, settings, base)
+    merge(model)
 
 
 def peft_config(model: Transformer, settings: Lora, base: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fathom.model.config import ModelConfig
+from fathom.model.device import full_precision
 from fathom.model.layout import Layout
 from fathom.model.lora import effective_weight
 from fathom.model.rope import rotate
@@ -38,7 +39,7 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        exact = x if x.dtype == torch.float64 else x.float()
+        exact = x.to(full_precision(x.dtype))
         width = x.shape[-1]
         # √(|x|² + D·eps) is a hypotenuse
         length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
@@ -100,8 +101,8 @@ def weigh_past(q_XMC: Tensor, k_XSC: Tensor, v_XSV: Tensor, past_BS: Tensor, sca
     heads = len(q_XMC) // len(past_BS)
     past_X1S = (past_BS if heads == 1 else past_BS.repeat_interleave(heads, dim=0))[:, None, :]
     scores_XMS = torch.baddbmm(past_X1S, q_XMC, k_XSC.mT, alpha=scale)
-    exact = torch.float64 if scores_XMS.dtype == torch.float64 else torch.float32
-    return torch.bmm(scores_XMS.softmax(-1, dtype=exact).to(v_XSV.dtype), v_XSV)
+    weights_XMS = scores_XMS.softmax(-1, dtype=full_precision(scores_XMS.dtype))
+    return torch.bmm(weights_XMS.to(v_XSV.dtype), v_XSV)
 
 
 class LatentAttention(nn.Module):

@@ -102,6 +102,12 @@ class Lora(Settings):
         None, min_length=1, description=f"of {', '.join(LORA_TARGETS)}; null takes all that the model has")
     rslora: bool = Field(False, description="multiply by α/√r instead, for large ranks (Kalajdzievski 2023)")
 
+    def check_biases(self, speed: float) -> None:
+        """ValueError where an optimiser would move the routers' selection biases, which no adapter could carry."""
+        if speed:
+            raise ValueError(f"optim.bias_speed={speed}: it moves the routers' selection biases, which stay as they "
+                             "are beside adapters; set optim.bias_speed=0")
+
     @property
     def scale(self) -> float:
         """What the adapter's output is multiplied by."""

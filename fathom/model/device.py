@@ -30,6 +30,12 @@ def place(device: str, dtype: str, parameters: int) -> tuple[torch.device, torch
     return torch.device(device), TYPES[dtype]
 
 
+def full_precision(dtype: torch.dtype) -> torch.dtype:
+    """What softmax, norms, angles, gates and sums are computed in for a model of type `dtype`: FP64 for float64, else
+    FP32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def multiplies_bf16() -> bool:
     """Whether this processor has instructions for BF16 products; without them they take four times FP32's time."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fathom.model.device import full_precision
+
 CPU_PIECE = 1 << 22  # elements of logits at a time: as many as a processor's cache holds
 GPU_PIECE = 1 << 27  # as many as keep a GPU busy
 LEAST_ROWS = 64  # a matrix product of fewer rows does not use the machine
@@ -33,7 +35,7 @@ def weighted_log_probability(hidden_nD: Tensor, head_VD: Tensor, chosen_n: Tenso
 class _Chosen(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, chosen: Tensor, temperature: float) -> Tensor:
-        exact = _exact(hidden.dtype)
+        exact = full_precision(hidden.dtype)
         logp, norm = (torch.empty(len(hidden), dtype=exact, device=hidden.device) for _ in range(2))
         for piece, logits in _pieces(hidden, head, temperature):
             norm[piece] = logits.logsumexp(-1)
@@ -55,7 +57,7 @@ class _Chosen(torch.autograd.Function):
 class _Weighted(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
-        weight = weight.to(_exact(hidden.dtype))
+        weight = weight.to(full_precision(hidden.dtype))
         total = weight.new_zeros(())
         gradient = _Gradient(hidden, head, ctx.needs_input_grad)
         for piece, logits in _pieces(hidden, head, 1.0):
@@ -85,7 +87,7 @@ class _Gradient:
         self._rows, self._weights = hidden, head
         self.asked = any(needed[:2])
         self.hidden = torch.empty_like(hidden) if needed[0] else None
-        self._head = torch.zeros_like(head, dtype=_exact(head.dtype)) if needed[1] else None
+        self._head = torch.zeros_like(head, dtype=full_precision(head.dtype)) if needed[1] else None
 
     def add(self, piece: slice, p_cV: Tensor, chosen: Tensor, scale: Tensor) -> None:
         """Takes in the probabilities of a piece (overwritten): ∂log p(chosen)/∂logits = onehot − p."""
@@ -110,9 +112,5 @@ def _pieces(hidden: Tensor, head: Tensor, temperature: float) -> Iterator[tuple[
     rows = max(LEAST_ROWS, (CPU_PIECE if hidden.device.type == "cpu" else GPU_PIECE) // len(head))
     for first in range(0, len(hidden), rows):
         piece = slice(first, min(first + rows, len(hidden)))
-        logits = (hidden[piece] @ head.mT).to(_exact(hidden.dtype))
+        logits = (hidden[piece] @ head.mT).to(full_precision(hidden.dtype))
         yield piece, logits if temperature == 1.0 else logits.div_(temperature)
-
-
-def _exact(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fathom.core.errors import UsageError
 from fathom.model.config import LORA_TARGETS, Lora
+from fathom.model.device import full_precision
 from fathom.model.moe import Experts, grouped_matmul
 
 
@@ -56,8 +57,7 @@ class LoraExperts(Experts):
     """
 
     def __init__(self, base: Experts, settings: Lora, generator: torch.Generator):
-        nn.Module.__init__(self)  # not the base's own, which would make weights: the base's are held, and its settings
-        self.__dict__ |= {name: value for name, value in vars(base).items() if name not in vars(self)}
+        nn.Module.__init__(self)  # not the base's own, which would make weights: the base's are held
         self.base = (base,)
         self.gate_up_proj, self.down_proj = base.gate_up_proj, base.down_proj
         self.scale, self.on = settings.scale, True
@@ -162,5 +162,5 @@ def _pair(weight: Tensor, rank: int, generator: torch.Generator) -> tuple[nn.Par
 
 def _sum(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     """W + s B A, added in FP32 (FP64 for float64) and rounded once."""
-    exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    exact = full_precision(weight.dtype)
     return (weight.to(exact) + scale * (b.to(exact) @ a.to(exact))).to(weight.dtype)

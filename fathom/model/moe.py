@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fathom.model.config import ModelConfig
+from fathom.model.device import full_precision
 
 
 class SwiGLU(nn.Module):
@@ -53,7 +54,7 @@ class Gate(nn.Module):
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Affinities [T, E], the chosen experts [T, K] and their weights [T, K]; all arithmetic in FP32."""
-        exact = torch.float64 if x_TD.dtype == torch.float64 else torch.float32
+        exact = full_precision(x_TD.dtype)
         return self.choose(F.linear(x_TD.to(exact), self.weight.to(exact)))
 
     def choose(self, logits_TE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,7 +73,6 @@ class Experts(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         experts, width, inner = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
-        self.chosen = config.num_experts_per_tok
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * inner, width))
         self.down_proj = nn.Parameter(torch.empty(experts, width, inner))
 

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fathom.model.device import full_precision
+
 
 def angles(positions_T: Tensor, channels: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """cos and sin, each [T, C/2], of position × theta^(−2i/C) for a model of type `dtype`: in FP64 for float64, else in
     FP32 (angles are never BF16)."""
-    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    exact = full_precision(dtype)
     exponent = torch.arange(0, channels, 2, device=positions_T.device, dtype=torch.float64) / channels
     frequency = (theta**-exponent).to(exact)
     phase = positions_T.to(exact)[:, None] * frequency

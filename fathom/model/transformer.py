@@ -155,4 +155,3 @@ class Transformer(nn.Module):
             if balance_S is not None:
                 routing.balance = balance_S if routing.balance is None else routing.balance + balance_S
         return x_TD
-

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -48,8 +47,7 @@ SYSTEMS: dict[str, System] = {
 }
 MAKES_MODEL = ("tokenizer", "pretrain", "sft", "grpo")
 NEEDED = ("torch", "safetensors", "tokenizers", "jinja2")  # by every system: the extra `model`
-_PATH = re.compile(r"\.(jsonl|jsonl\.gz|json|parquet|arrow|txt|py|gguf)$")
-_DATA = re.compile(r"\.(jsonl|jsonl\.gz|json|parquet|arrow)$")
+OTHER_INPUTS = (".txt", ".py", ".gguf")  # files beside data whose content counts
 
 
 def settings_class(system: str) -> type[Settings]:
@@ -108,6 +106,8 @@ def check_paths(settings: Settings, where: str, made_in: Path | None = None) -> 
     """
     from fathom.core.config import neighbour
     from fathom.model.pretrained import is_model
+    from fathom.tasks.hub import PREFIX
+    from fathom.tasks.rows import SUFFIXES
 
     def check(name: str, path: Path, kind: str, there: bool) -> None:
         if not there and (made_in is None or not path.is_relative_to(made_in)):
@@ -126,7 +126,7 @@ def check_paths(settings: Settings, where: str, made_in: Path | None = None) -> 
         for entry in value if name in ("data", "tasks") else ():
             options = {"task": entry} if isinstance(entry, str) else entry
             for text in (options.get("task"), options.get("data"), options.get("test")):
-                if isinstance(text, str) and _DATA.search(text) and not text.startswith("hub:"):
+                if isinstance(text, str) and text.endswith(SUFFIXES) and not text.startswith(PREFIX):
                     check(name, Path(text), "file", Path(text).is_file() or Path(text).is_dir())
 
 
@@ -157,6 +157,7 @@ def inputs(settings: Settings) -> dict[str, str]:
     from fathom.core import disk
     from fathom.model.pretrained import locate
     from fathom.tasks import hub
+    from fathom.tasks.rows import SUFFIXES
 
     found: dict[str, str] = {}
 
@@ -174,7 +175,7 @@ def inputs(settings: Settings) -> dict[str, str]:
             elif (path / "records").is_dir():
                 parts = [disk.digest(p) for p in sorted((path / "records").iterdir()) if disk.is_complete(p)]
                 found[str(value)] = hashlib.sha256("".join(parts).encode()).hexdigest()
-            elif _PATH.search(str(value)) and path.is_file():
+            elif str(value).endswith((*SUFFIXES, *OTHER_INPUTS)) and path.is_file():
                 with path.open("rb") as file:
                     found[str(value)] = hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -50,7 +50,7 @@ def distill(cfg: Distill, run: Run) -> None:
     from fathom.model import weights
     from fathom.model.cost import cost
     from fathom.model.device import place
-    from fathom.tasks.judging import Problems, judge_groups, left_out
+    from fathom.tasks.judging import Problems, judge_groups, tell_left_out
     from fathom.tasks.task import load_task
 
     tasks = [load_task(spec) for spec in cfg.tasks]
@@ -61,8 +61,7 @@ def distill(cfg: Distill, run: Run) -> None:
     engine = Engine(model, tokenizer, cfg.engine)
     sampling = cfg.sampling.model_copy(update={"seed": run.seed("sample")})
     asked = Problems(tasks, run.seed("problems")).take(cfg.problems)
-    for line in left_out(tasks):
-        run.log.warning("%s", line)
+    tell_left_out(tasks, run.log)
     schema = pyarrow.schema([("messages", pyarrow.string()), ("outcome", pyarrow.string()),
                              ("answer", pyarrow.string()), ("tokens", pyarrow.int32())])
     # One commit per chunk and none inside it: what a batch holds moves the last bits of its logits, so what a kill

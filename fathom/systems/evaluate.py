@@ -61,7 +61,7 @@ def evaluate(cfg: Evaluate, run: Run) -> None:
     from fathom.model import weights
     from fathom.model.cost import cost
     from fathom.model.device import place
-    from fathom.tasks.judging import judge_groups, left_out
+    from fathom.tasks.judging import judge_groups, tell_left_out
     from fathom.tasks.scores import score_task
     from fathom.tasks.task import Problem, load_task
 
@@ -85,8 +85,7 @@ def evaluate(cfg: Evaluate, run: Run) -> None:
             for label, task in zip(labels, tasks, strict=True)
             for problem in task.problems("test", cfg.problems, seed=run.seed("problems"))
         ]
-        for line in left_out(tasks):
-            run.log.warning("%s", line)
+        tell_left_out(tasks, run.log)
         for label, task in zip(labels, tasks, strict=True):
             if (found := sum(item[0] == label for item in waiting)) < cfg.problems:
                 run.log.warning("%s: problems=%d were asked for, its test split has %d%s", label, cfg.problems, found,

@@ -86,9 +86,8 @@ class Grpo(Settings):
                 check_reward(name)
             except UsageError as error:
                 raise ValueError(f"rewards: {error}") from error
-        if self.lora and self.optim.bias_speed:
-            raise ValueError(f"optim.bias_speed={self.optim.bias_speed}: it moves the routers' selection biases, which "
-                             "stay as they are beside adapters; set optim.bias_speed=0")
+        if self.lora:
+            self.lora.check_biases(self.optim.bias_speed)
         return self
 
     def plan(self) -> dict[str, Any]:
@@ -107,7 +106,7 @@ def grpo(cfg: Grpo, run: Run) -> None:
     from fathom.model import adapter, lora, weights
     from fathom.model.cost import cost
     from fathom.model.device import place
-    from fathom.tasks.judging import Problems, judge_groups, left_out, reward_groups
+    from fathom.tasks.judging import Problems, judge_groups, reward_groups, tell_left_out
     from fathom.tasks.task import load_task
     from fathom.train import advantage, objective
     from fathom.train.batch import WEIGHT_RULES, pack
@@ -136,8 +135,7 @@ def grpo(cfg: Grpo, run: Run) -> None:
             asked = problems.take(cfg.problems)
             if not told:  # files have been read by now
                 told = True
-                for line in left_out(tasks):
-                    run.log.warning("%s", line)
+                tell_left_out(tasks, run.log)
             sampling = cfg.sampling.model_copy(update={"seed": run.seed("sample", step)})
             engine.version = step - 1
             groups = engine.generate([p.prompt for p in asked], sampling, cfg.group)
@@ -167,9 +165,7 @@ def grpo(cfg: Grpo, run: Run) -> None:
                 lines = sample_lines(step, asked, groups, verdicts, rewards, parts, advantages)
                 disk.write_atomic(run.dir / "samples" / f"{step:06d}.jsonl", lines)
     if cfg.lora:
-        if not disk.is_complete(run.dir / "adapter"):
-            adapter.save(run.dir / "adapter", policy, cfg.lora, weights.resolve(cfg.init))
-        lora.merge(policy)
+        adapter.export(run.dir / "adapter", policy, cfg.lora, weights.resolve(cfg.init))
     if not disk.is_complete(run.dir / "model"):
         weights.save(run.dir / "model", policy, tokenizer)
     run.finish(prefilled_tokens=engine.prefilled, sampled_tokens=engine.decoded)

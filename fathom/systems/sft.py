@@ -53,9 +53,8 @@ class Sft(Settings):
 
     @model_validator(mode="after")
     def _frozen_stays(self) -> Sft:
-        if self.lora and self.optim.bias_speed:
-            raise ValueError(f"optim.bias_speed={self.optim.bias_speed}: it moves the routers' selection biases, which "
-                             "stay as they are beside adapters; set optim.bias_speed=0")
+        if self.lora:
+            self.lora.check_biases(self.optim.bias_speed)
         return self
 
 
@@ -114,9 +113,7 @@ def sft(cfg: Sft, run: Run) -> None:
         if step % cfg.log_every == 0:
             run.metrics(step, **metrics, tokens=seen, expert_load=learner.expert_load())
     if cfg.lora:
-        if not disk.is_complete(run.dir / "adapter"):
-            adapter.save(run.dir / "adapter", model, cfg.lora, weights.resolve(cfg.init))
-        lora.merge(model)
+        adapter.export(run.dir / "adapter", model, cfg.lora, weights.resolve(cfg.init))
     if not disk.is_complete(run.dir / "model"):
         weights.save(run.dir / "model", model, tokenizer)
     run.finish(tokens=learner.tokens, ledger=str(ledger))

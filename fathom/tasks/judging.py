@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -55,15 +56,14 @@ class Problems:
             self.take(min(1024, state["taken"] - self.taken))
 
 
-def left_out(tasks: Sequence[Task]) -> list[str]:
-    """For each problem file with rows that are no problems: how many and why, then where the first of them stand."""
-    lines: list[str] = []
+def tell_left_out(tasks: Sequence[Task], log: logging.Logger) -> None:
+    """Says of each problem file how many rows are no problems and why, then where the first of them stand."""
     for task in tasks:
         if isinstance(task, FileTask) and task.skipped:
             reasons = ", ".join(f"{reason} ({count})" for reason, count in task.skipped.most_common())
-            lines.append(f"{task.name}: {task.skipped.total()} rows are no problems and are left out: {reasons}")
-            lines += task.where
-    return lines
+            log.warning("%s: %d rows are no problems and are left out: %s", task.name, task.skipped.total(), reasons)
+            for line in task.where:
+                log.warning("%s", line)
 
 
 def judge_groups(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fathom.core.errors import FathomError
+from fathom.model.device import full_precision
 from fathom.model.transformer import Transformer
 from fathom.train.schedule import AdamW
 
@@ -32,8 +33,7 @@ class Optimiser:
 
     def gradient_norm(self) -> float:
         """Euclidean norm of the whole gradient."""
-        norms = [p.grad.float().norm() if p.dtype != torch.float64 else p.grad.norm()
-                 for p in self.named.values() if p.grad is not None]
+        norms = [p.grad.to(full_precision(p.dtype)).norm() for p in self.named.values() if p.grad is not None]
         return float(torch.stack(norms).norm()) if norms else 0.0
 
     def step(self, lr: float, norm: float) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from small import Small, build
+from small import Small, Twins, build
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +25,18 @@ def small() -> Iterator[Small]:
         if made:
             made.close()
         shutil.rmtree(root)
+
+
+@pytest.fixture(scope="session")
+def twins(small: Small) -> Twins:
+    """Uninterrupted runs in the tiny world, each made once."""
+    return Twins(small)
+
+
+@pytest.fixture
+def place(small: Small, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """An empty directory in the tiny world, removed afterwards."""
+    path = small.root / f"at-{abs(hash(request.node.nodeid)):x}"
+    path.mkdir()
+    yield path
+    shutil.rmtree(path)

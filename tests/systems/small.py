@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,27 @@ def kept(directory: Path) -> dict[str, Any]:
         found["kept"] = rows_digest((r.id, r.source, r.data) for r in store.kept())
         found["rejected"] = rows_digest((r.id, r.source, r.data, reason) for r, reason in store.rejected())
     return found
+
+
+class Twins:
+    """Uninterrupted runs, each made once."""
+
+    def __init__(self, small: Small):
+        self.small, self.seconds = small, cache(self._made)
+
+    def of(self, system: str, **changes: Any) -> dict[str, Any]:
+        """What `kept` says of an uninterrupted run of a system."""
+        self.seconds(self.small.settings(system, **changes), system)
+        return kept(self.directory(self.small.settings(system, **changes)))
+
+    def directory(self, settings: Path) -> Path:
+        """Where the twin of a settings file lies."""
+        return self.small.root / f"twin-{settings.stem}"
+
+    def _made(self, settings: Path, system: str) -> float:
+        done = self.small.forks[0].run(system, settings, "--dir", self.directory(settings), commit_every=50)
+        assert done.code == 0, done.said
+        return done.seconds
 
 
 def rows_digest(rows: Any) -> str:

@@ -15,12 +15,11 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small import ENVIRONMENT, SIGINT, SIGKILL, SIGTERM, SUMS, Forks, Small, differing, kept, plain
+from small import ENVIRONMENT, SIGINT, SIGKILL, SIGTERM, SUMS, Forks, Small, Twins, differing, kept, plain
 
 from fathom.core import disk
 from fathom.core.records import RecordStore
@@ -31,41 +30,6 @@ SEED = int(os.environ.get("FATHOM_KILL_SEED", "0")) or int(time.time())
 FEW = {"pretrain": {"tokens": 1024, "held_out_every": 1}, "grpo": {"steps": 2, "problems": 2}}
 FEW["sft"] = {"epochs": 0.5}
 ONE = {"checkpoints": {"every": 1, "keep": 1}}
-
-
-class Twins:
-    """Uninterrupted runs, each made once."""
-
-    def __init__(self, small: Small):
-        self.small, self.seconds = small, cache(self._made)
-
-    def of(self, system: str, **changes: Any) -> dict[str, Any]:
-        """What `kept` says of an uninterrupted run of a system."""
-        self.seconds(self.small.settings(system, **changes), system)
-        return kept(self.directory(self.small.settings(system, **changes)))
-
-    def directory(self, settings: Path) -> Path:
-        """Where the twin of a settings file lies."""
-        return self.small.root / f"twin-{settings.stem}"
-
-    def _made(self, settings: Path, system: str) -> float:
-        done = self.small.forks[0].run(system, settings, "--dir", self.directory(settings), commit_every=50)
-        assert done.code == 0, done.said
-        return done.seconds
-
-
-@pytest.fixture(scope="module")
-def twins(small):
-    return Twins(small)
-
-
-@pytest.fixture
-def place(small, request):
-    """An empty directory in the tiny world, removed afterwards."""
-    path = small.root / f"at-{abs(hash(request.node.name)):x}"
-    path.mkdir()
-    yield path
-    shutil.rmtree(path)
 
 
 def on_both(small: Small, items: Iterable[Any], job: Callable[[Forks, int, Any], list[str]]) -> list[str]:

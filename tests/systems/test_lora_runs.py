@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small import SIGKILL, differing, kept
-from test_kill import FEW, ONE, Twins, enumerated, operations, random_kills
+from test_kill import FEW, ONE, enumerated, operations, random_kills
 
 from fathom.core import disk
 from fathom.model import adapter, lora, weights
@@ -19,20 +19,6 @@ from fathom.model.tokenizer import Tokenizer
 
 RANK = {"rank": 4, "alpha": 8}
 LEARNT = {"lora": RANK, "optim": {"lr": 0.01}}
-
-
-@pytest.fixture(scope="module")
-def twins(small):
-    return Twins(small)
-
-
-@pytest.fixture
-def place(small, request):
-    """An empty directory in the tiny world, removed afterwards."""
-    path = small.root / f"lora-{abs(hash(request.node.name)):x}"
-    path.mkdir()
-    yield path
-    shutil.rmtree(path)
 
 
 def metrics(directory: Path) -> list[dict]:
