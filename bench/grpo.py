@@ -17,9 +17,9 @@ from typing import Any
 
 from bench import models
 from bench.measure import Pair
+from bench.reward import score
 from fathom.core import machine
 from fathom.core.chat import Message
-from fathom.judge.rewards import Answered
 from fathom.judge.verdict import Verdict
 from fathom.tasks.task import Problem
 
@@ -33,11 +33,6 @@ def questions() -> list[str]:
     return [f"{17 * n % 90 + 10} + {31 * n % 90 + 10} = ?" for n in range(PROMPTS * (STEPS + 1))]
 
 
-def score(text: str) -> float:
-    """Costs nothing and differs within every group."""
-    return (sum(map(ord, text)) % 101) / 100
-
-
 class Sums:
     """The same prompts as a task; what is judged is left to the reward."""
 
@@ -49,11 +44,6 @@ class Sums:
 
     def judge(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
         return [Verdict.wrong("not asked") for _ in items]
-
-
-def reward(answers: Sequence[Answered]) -> list[float | None]:
-    """`score` of each completion."""
-    return [score(a.text) for a in answers]
 
 
 def measure(rounds: int = 5) -> list[Pair]:
@@ -87,7 +77,7 @@ def fathom(folder: Path, number: str, device: str = "cpu", dtype: str = "float32
 
     directory = folder / f"fathom-{number}"
     start("grpo", {
-        "init": str(folder / "model"), "tasks": ["bench.grpo:Sums"], "rewards": {"bench.grpo:reward": 1.0},
+        "init": str(folder / "model"), "tasks": ["bench.grpo:Sums"], "rewards": {"bench.reward:reward": 1.0},
         "steps": STEPS, "problems": PROMPTS, "group": GROUP, "sampling": {"max_tokens": TOKENS, "temperature": 1.0},
         "weigh": "token_mean", "optim": {"lr": LR, "schedule": "constant", "warmup": 0, "weight_decay": 0.0,
                                          "betas": [0.9, 0.999], "clip": 1.0},

@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import difflib
-import importlib
-import re
-import sys
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self
 
-from fathom.core.chat import Message
 from fathom.core.errors import UsageError
-from fathom.judge.verdict import Verdict
+from fathom.judge.own import OwnReward
+from fathom.judge.shaping import cosine_length, format, group_length, language, overlong
+from fathom.judge.verdict import Answered
 
+__all__ = ["REWARDS", "Answered", "Reward", "Rewards", "accuracy", "check_rewards", "total"]
 
-@dataclass(frozen=True)
-class Answered:
-    """One sampled completion with its judgement. `finish` is "stop" or "length"."""
-
-    prompt: tuple[Message, ...]
-    text: str
-    verdict: Verdict
-    finish: str = "stop"
-
-
-Reward = Callable[[Sequence[Answered]], list[float | None]]
-
-_FORMAT = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
-_TAG = re.compile(r"</?(?:think|answer)>")
-_OPENED = re.compile(r"<think>\s*$")
+Reward = Callable[..., list[float | None]]
+OWN = ("timeout_s", "memory_mb")  # options of a reward of one's own that are ours
 
 
 def accuracy(answered: Sequence[Answered]) -> list[float | None]:
@@ -38,78 +23,89 @@ def accuracy(answered: Sequence[Answered]) -> list[float | None]:
     return [one.verdict.score for one in answered]
 
 
-def format(answered: Sequence[Answered]) -> list[float | None]:
-    """1 for exactly one think pair, then exactly one answer pair, only blanks around, ended by the model; else 0.
+REWARDS: dict[str, Reward] = {
+    "accuracy": accuracy,
+    "format": format,
+    "language": language,
+    "overlong": overlong,
+    "cosine_length": cosine_length,
+    "group_length": group_length,
+}
 
-    DeepSeek-R1 §2.2.2. Blanks between tags are free: demanding newlines would be a rule that the prompt never states.
-    Where the prompt itself ends in `<think>`, the completion starts inside the pair.
+
+def check_rewards(given: Mapping[str, Any]) -> None:
+    """Raises UsageError where a name, weight or option cannot be meant; imports nothing of the user's."""
+    for name, value in given.items():
+        module, _, function = name.partition(":")
+        if name not in REWARDS and not (module and function):
+            near = difflib.get_close_matches(name, REWARDS, n=1)
+            hint = f"did you mean {near[0]}? There" if near else "there"
+            raise UsageError(
+                f"{name[:80]}: no such reward; {hint} are {', '.join(REWARDS)}; write your own as "
+                "my_package.module:function"
+            )
+        weight, options = _weighed(value)
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise UsageError(f"{name}: weight={weight!r:.80}: must be a number; write {name}: 1.0")
+        known = [p.name for p in inspect.signature(REWARDS[name]).parameters.values() if p.kind is p.KEYWORD_ONLY] if (
+            name in REWARDS
+        ) else None
+        if known is not None and (unknown := [option for option in options if option not in known]):
+            raise UsageError(
+                f"{name}: {unknown[0][:80]}: no such option; it has {', '.join(['weight', *known])}"
+            )
+
+
+def _weighed(value: Any) -> tuple[Any, dict[str, Any]]:
+    """Weight and options of what a recipe says about one reward: a number, or a mapping with `weight`."""
+    if isinstance(value, Mapping):
+        return value.get("weight", 1.0), {str(key): option for key, option in value.items() if key != "weight"}
+    return value, {}
+
+
+class Rewards:
+    """The rewards of a run with their weights; a context manager, since those of a user's own run in processes.
+
+    `given` is {name: weight} or {name: {weight: …, option: …}}; a name is one of REWARDS or my_package.module:function.
     """
-    return [1.0 if _well_formed(one) else 0.0 for one in answered]
 
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        check_rewards(given)
+        self.given = dict(given)
+        self.weights: dict[str, float] = {}
+        self._functions: dict[str, tuple[Reward | OwnReward, dict[str, Any]]] = {}
+        for name, value in given.items():
+            weight, options = _weighed(value)
+            self.weights[name] = float(weight)
+            if name in REWARDS:
+                self._functions[name] = REWARDS[name], options
+            else:
+                ours = {key: options.pop(key) for key in OWN if key in options}
+                self._functions[name] = OwnReward(name, options, **ours), {}
 
-def _well_formed(one: Answered) -> bool:
-    if one.finish != "stop":
-        return False
-    opened = bool(one.prompt) and _OPENED.search(one.prompt[-1].text) is not None
-    text = "<think>" + one.text if opened and "<think>" not in one.text else one.text
-    return len(_TAG.findall(text)) == 4 and _FORMAT.fullmatch(text) is not None
+    def __enter__(self) -> Self:
+        return self
 
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
-REWARDS: dict[str, Reward] = {"accuracy": accuracy, "format": format}
+    def close(self) -> None:
+        """Ends the processes of rewards of one's own."""
+        for function, _ in self._functions.values():
+            if isinstance(function, OwnReward):
+                function.close()
 
+    def parts(self, answered: Sequence[Answered]) -> dict[str, list[float | None]]:
+        """Each reward's value for each completion. FathomError where one of the user's own is no reward at all."""
+        return {name: function(answered, **options) for name, (function, options) in self._functions.items()}
 
-def check_reward(name: str) -> None:
-    """Raises UsageError where `name` is neither in REWARDS nor written like a function of one's own; no imports."""
-    module, _, function = name.partition(":")
-    if name in REWARDS or (module and function):
-        return
-    near = difflib.get_close_matches(name, REWARDS, n=1)
-    hint = f"did you mean {near[0]}? There" if near else "there"
-    raise UsageError(
-        f"{name[:80]}: no such reward; {hint} are {', '.join(REWARDS)}; write your own as my_package.module:function"
-    )
-
-
-def load_reward(name: str) -> Reward:
-    """A reward by its name in REWARDS, or anybody's function as "my_package.module:function"."""
-    if name in REWARDS:
-        return REWARDS[name]
-    if ":" not in name:
-        check_reward(name)
-    reward = load_object(name, "reward")
-    if not callable(reward):
-        raise UsageError(f"{name}: a reward is a function of a list of Answered; this is a {type(reward).__name__}")
-    return cast(Reward, reward)
-
-
-def load_object(name: str, what: str) -> Any:
-    """The thing behind "package.module:thing"; modules in the current folder are found too.
-
-    UsageError says which half is missing; an error raised by the module itself passes through unchanged.
-    """
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
-        raise UsageError(f"{name}: a {what} of your own is written my_package.module:thing")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
-            raise
-        raise UsageError(
-            f"{name}: no module {error.name} for this {what} in {here} or the installed packages; correct the name or "
-            "install it"
-        ) from error
-    value: Any = module
-    for part in attribute.split("."):
-        if not hasattr(value, part):
-            near = difflib.get_close_matches(part, dir(value), n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UsageError(f"{name}: {module_name} ({module.__file__}) has no {attribute}{hint}")
-        value = getattr(value, part)
-    return value
+    def broken(self) -> dict[str, dict[str, int]]:
+        """By reward of one's own, why completions of the last `parts` have none, and how many."""
+        return {
+            name: function.broken
+            for name, (function, _) in self._functions.items()
+            if isinstance(function, OwnReward) and function.broken
+        }
 
 
 def total(

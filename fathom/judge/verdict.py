@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
+
+from fathom.core.chat import Message
 
 
 class Outcome(StrEnum):
@@ -54,3 +58,41 @@ class Verdict:
     def failed(cls, reason: str, answer: str | None = None) -> Verdict:
         """FAILED: no score, so that nobody can mistake it for a zero."""
         return cls(Outcome.FAILED, None, reason, answer)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One sampled completion with its judgement: what a reward is given.
+
+    `finish` is "stop" or "length"; `tokens` is the completion's length and `limit` the most it could have had (0 where
+    nobody counted); `problem` is the same for the completions of one problem.
+    """
+
+    prompt: tuple[Message, ...]
+    text: str
+    verdict: Verdict
+    finish: str = "stop"
+    tokens: int = 0
+    limit: int = 0
+    problem: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON value that `from_json` restores."""
+        v = self.verdict
+        return {
+            "prompt": [message.to_json() for message in self.prompt],
+            "text": self.text,
+            "verdict": [v.outcome.value, v.score, v.reason, v.answer],
+            "finish": self.finish,
+            "tokens": self.tokens,
+            "limit": self.limit,
+            "problem": self.problem,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Answered:
+        """Reads what `to_json` wrote."""
+        rest = {name: value[name] for name in ("text", "finish", "tokens", "limit", "problem")}
+        prompt = tuple(Message.from_json(message) for message in value["prompt"])
+        outcome, *said = value["verdict"]
+        return cls(prompt=prompt, verdict=Verdict(Outcome(outcome), *said), **rest)

@@ -86,6 +86,12 @@ CHARTS = (
         "groups whose rewards are all equal: they teach nothing",
         unit="%",
     ),
+    Chart(
+        "Not judged",
+        (Curve("judge_failed", "left its group", "failed"),),
+        "share of samples without a reward, since the judge or a reward broke: they are left out, never scored 0",
+        unit="%",
+    ),
     Chart("Clipped", (Curve("clip_share", "clipped", "wrong"),), "share of tokens whose ratio was clipped", unit="%"),
     Chart("Balance loss", (Curve("loss_balance", "balance", "teal"),), log=True),
     Chart("Learning rate", (Curve("lr", "learning rate", "accent", exact=True),)),

@@ -13,7 +13,7 @@ from fathom.core.config import Settings
 from fathom.core.errors import UsageError
 from fathom.core.run import Run
 from fathom.engine.settings import COMPILING, EngineSettings
-from fathom.judge.rewards import check_reward
+from fathom.judge.rewards import check_rewards
 from fathom.model.config import Adapters
 from fathom.train.schedule import AdamW, Checkpoints
 
@@ -53,9 +53,10 @@ class Grpo(Settings):
     steps: int = Field(50, ge=1, description="policy updates")
     problems: int = Field(16, ge=1, description="problems per step")
     group: int = Field(8, ge=1, description="completions per problem")
-    rewards: dict[str, float] = Field(
+    rewards: dict[str, float | dict[str, Any]] = Field(
         {"accuracy": 1.0}, min_length=1,
-        description="rewards and their weights: accuracy, format, my_package.module:function")
+        description="rewards and their weights: accuracy, format, language, overlong, cosine_length, group_length, "
+        "my_package.module:function; {weight: 0.1, script: latin} gives options")
     sampling: Sampling = Sampling(max_tokens=128)
     clip: float = Field(0.2, gt=0, description="ε: how far the ratio counts below 1")
     clip_high: float | None = Field(None, gt=0, description="the same above 1; without it as `clip`")
@@ -81,11 +82,10 @@ class Grpo(Settings):
         if self.sampling.top_p < 1:
             raise ValueError(f"sampling.top_p={self.sampling.top_p}: the policy would be compared with another "
                              "distribution than the one sampled from; set top_p=1")
-        for name in self.rewards:
-            try:
-                check_reward(name)
-            except UsageError as error:
-                raise ValueError(f"rewards: {error}") from error
+        try:
+            check_rewards(self.rewards)
+        except UsageError as error:
+            raise ValueError(f"rewards: {error}") from error
         if self.lora:
             self.lora.check_biases(self.optim.bias_speed)
         return self
@@ -103,6 +103,7 @@ def grpo(cfg: Grpo, run: Run) -> None:
     from fathom.core import disk
     from fathom.core.journal import Journal
     from fathom.engine.engine import Engine
+    from fathom.judge.rewards import Rewards
     from fathom.model import adapter, lora, weights
     from fathom.model.cost import cost
     from fathom.model.device import place
@@ -129,7 +130,7 @@ def grpo(cfg: Grpo, run: Run) -> None:
     told = False
     if cfg.engine.compile:
         run.log.info(COMPILING)
-    with Journal(run.dir / "verdicts.sqlite") as journal:
+    with Journal(run.dir / "verdicts.sqlite") as journal, Rewards(cfg.rewards) as own:
         for step in learner.steps(cfg.steps):
             clock = [time.monotonic()]
             asked = problems.take(cfg.problems)
@@ -141,7 +142,7 @@ def grpo(cfg: Grpo, run: Run) -> None:
             groups = engine.generate([p.prompt for p in asked], sampling, cfg.group)
             clock.append(time.monotonic())
             verdicts = judge_groups(tasks, asked, groups, journal)
-            rewards, parts = reward_groups(cfg.rewards, asked, groups, verdicts)
+            rewards, parts = reward_groups(own, asked, groups, verdicts, sampling.max_tokens, journal, run.log)
             clock.append(time.monotonic())
             advantages = [advantage.of_group(group, cfg.normalise) for group in rewards]
             examples = advantage.examples([tokenizer.prompt(p.prompt) for p in asked], groups, advantages)
@@ -182,7 +183,8 @@ def report(
     flat = [c for group in groups for c in group]
     outcomes = [v.outcome.value for group in verdicts for v in group]
     lengths = [len(c.tokens) for c in flat]
-    judged = [r for group in rewards for r in group if r is not None]
+    all_rewards = [r for group in rewards for r in group]
+    judged = [r for r in all_rewards if r is not None]
     logprobs = np.concatenate([c.logprobs for c in flat])
     metrics: dict[str, float] = {
         "length": float(np.mean(lengths)), "length_p95": float(np.quantile(lengths, 0.95)),
@@ -191,6 +193,8 @@ def report(
         # −log p averages to the entropy over samples from p: an unbiased estimate that costs nothing
         "entropy": float(-logprobs.mean()),
         **{name: outcomes.count(name) / len(outcomes) for name in ("right", "wrong", "unread", "failed")},
+        # who left their groups: the task's judge failed, or some reward could not say
+        "judge_failed": 1 - len(judged) / len(all_rewards),
     }
     if judged:
         metrics |= {"reward": float(np.mean(judged)), "reward_std": float(np.std(judged))}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from fathom.core.chat import Completion
 from fathom.core.errors import FathomError
 from fathom.core.journal import Journal
-from fathom.judge.rewards import Answered, load_reward, total
+from fathom.judge.rewards import Answered, Rewards, total
 from fathom.judge.verdict import Outcome, Verdict
 from fathom.tasks.maths import FileTask
 from fathom.tasks.task import Problem, Task
@@ -69,7 +68,10 @@ def tell_left_out(tasks: Sequence[Task], log: logging.Logger) -> None:
 def judge_groups(
     tasks: Sequence[Task], asked: Sequence[Problem], groups: Sequence[Sequence[Completion]], journal: Journal | None
 ) -> list[list[Verdict]]:
-    """One verdict per completion. Verdicts in the journal are used again, so a replayed step is judged as it was."""
+    """One verdict per completion. Verdicts in the journal are used again, so a replayed step is judged as it was.
+
+    What a task's judge raises makes FAILED of the items that raise alone; where all do, it is an error with its name.
+    """
     by_name = {task.name: task for task in tasks}
     flat = [(problem, c.text) for problem, group in zip(asked, groups, strict=True) for c in group]
     keys = [Journal.key("verdict", problem.task, problem.id, problem.answer, text) for problem, text in flat]
@@ -80,7 +82,7 @@ def judge_groups(
                 known[key] = Verdict(Outcome(stored[0]), *stored[1:])
     for name, task in by_name.items():
         fresh = {key: item for key, item in zip(keys, flat, strict=True) if key not in known and item[0].task == name}
-        verdicts = dict(zip(fresh, task.judge(list(fresh.values())), strict=True)) if fresh else {}
+        verdicts = dict(zip(fresh, judged(task, list(fresh.values())), strict=True)) if fresh else {}
         known |= verdicts
         if journal is not None:
             journal.put_many({k: [v.outcome.value, v.score, v.reason, v.answer] for k, v in verdicts.items()})
@@ -88,36 +90,69 @@ def judge_groups(
     return [[known[key] for key in islice(row, len(group))] for group in groups]
 
 
+def judged(task: Task, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+    """The task's verdicts. Where its judge raises, each item is tried alone, and those that raise alone are FAILED."""
+    try:
+        verdicts = list(task.judge(items))
+    except FathomError:
+        raise
+    except Exception as error:  # anybody's own judge can raise anything
+        if len(items) == 1:
+            raise FathomError(f"{task.name}: its judge {_said(error)}; mend the task") from error
+        return _one_by_one(task, items)
+    if len(verdicts) != len(items):
+        raise FathomError(f"{task.name}: {len(verdicts)} verdicts for {len(items)} completions; return one for each")
+    return verdicts
+
+
+def _one_by_one(task: Task, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+    verdicts, raised = [], []
+    for item in items:
+        try:
+            verdicts += judged(task, [item])
+        except FathomError as error:
+            if error.__cause__ is None:
+                raise
+            raised.append(error)
+            verdicts.append(Verdict.failed(f"judge raised {type(error.__cause__).__name__}"))
+    if len(raised) == len(items):
+        raise raised[0]
+    return verdicts
+
+
+def _said(error: Exception) -> str:
+    return f"raised {type(error).__name__}: {str(error)[:200]}"
+
+
 def reward_groups(
-    weights: Mapping[str, float],
+    rewards: Rewards,
     asked: Sequence[Problem],
     groups: Sequence[Sequence[Completion]],
     verdicts: Sequence[Sequence[Verdict]],
+    limit: int,
+    journal: Journal | None,
+    log: logging.Logger,
 ) -> tuple[list[list[float | None]], list[list[dict[str, float | None]]]]:
-    """The weighted reward of every completion, None where a part could not be judged, and its parts by name."""
+    """The weighted reward of every completion, None where a part could not be judged, and its parts by name.
+
+    `limit` is the most tokens of a completion. Values in the journal are used again: a reward of the user's own that
+    was killed at its time limit is None in the replay too. Why such rewards are missing is logged.
+    """
     answered = [
-        Answered(problem.prompt, c.text, verdict, c.finish)
+        Answered(problem.prompt, c.text, verdict, c.finish, len(c.tokens), limit, f"{problem.task}:{problem.id}")
         for problem, group, judged in zip(asked, groups, verdicts, strict=True)
         for c, verdict in zip(group, judged, strict=True)
     ]
-    parts = {name: _rewarded(name, answered) for name in weights}
-    sums = iter(total(parts, weights))
+    key = Journal.key("rewards", rewards.given, [one.to_json() for one in answered])
+    parts = journal.get(key) if journal is not None else None
+    if parts is None:
+        parts = rewards.parts(answered)
+        for name, reasons in rewards.broken().items():
+            said = ", ".join(f"{reason} ({count})" for reason, count in reasons.items())
+            count = sum(reasons.values())
+            log.warning("reward %s: %d of %d completions have none: %s", name, count, len(answered), said)
+        if journal is not None:
+            journal.put(key, parts)
+    sums = iter(total(parts, rewards.weights))
     each = iter([{name: values[i] for name, values in parts.items()} for i in range(len(answered))])
     return ([list(islice(sums, len(group))) for group in groups], [list(islice(each, len(group))) for group in groups])
-
-
-def _rewarded(name: str, answered: Sequence[Answered]) -> list[float | None]:
-    """One reward's values; what a reward of the user's own did wrong is said in its name."""
-    try:
-        values = list(load_reward(name)(answered))
-    except FathomError:
-        raise
-    except Exception as error:
-        said = f"{type(error).__name__}: {str(error)[:200]}"
-        raise FathomError(f"reward {name} raised {said}; mend the function") from error
-    if len(values) != len(answered):
-        raise FathomError(f"reward {name}: {len(values)} values for {len(answered)} completions; return one for each")
-    for value in values:
-        if value is not None and not math.isfinite(value):
-            raise FathomError(f"reward {name}: {value} is no reward; return a finite number, or None for cannot say")
-    return values

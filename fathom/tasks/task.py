@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from fathom.core.chat import Message
 from fathom.core.errors import UsageError
-from fathom.judge.rewards import load_object
+from fathom.judge.own import load_object
 from fathom.judge.verdict import Outcome, Verdict
 from fathom.tasks.statistics import (
     Difference,

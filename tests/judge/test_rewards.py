@@ -1,12 +1,15 @@
 """Rewards: what is scored, and None that stays None."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from fathom.core.chat import Message
-from fathom.core.errors import UsageError
-from fathom.judge.rewards import REWARDS, Answered, accuracy, format, load_reward, total
+from fathom.core.errors import FathomError, UsageError
+from fathom.judge.own import load_object
+from fathom.judge.rewards import Answered, Rewards, accuracy, check_rewards, total
+from fathom.judge.shaping import format
 from fathom.judge.verdict import Verdict
 
 
@@ -60,28 +63,96 @@ def test_total_weighs_and_keeps_none() -> None:
         total({"a": [1.0], "b": [1.0, 2.0]}, {})
 
 
-def test_load_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "own_rewards_here.py").write_text(
-        "def short(answered): return [-len(a.text) for a in answered]\nx = 3\n"
-    )
+OWN = """
+import os, time
+import numpy as np
+
+def short(answered):
+    return [-len(a.text) for a in answered]
+
+def obey(answered, worth=1.0):
+    for a in answered:
+        if a.text == "hang": time.sleep(60)
+        if a.text == "die": os.kill(os.getpid(), 9)
+        if a.text == "eat": bytearray(1 << 31)
+        if a.text == "raise": raise ValueError("no")
+    return [None if a.text == "unsure" else np.float32(worth) for a in answered]
+
+def always_raises(answered): raise ValueError("never")
+def too_few(answered): return [1.0][:0]
+def no_numbers(answered): return ["good" for _ in answered]
+def infinite(answered): return [float("inf") for _ in answered]
+x = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "own_rewards_here.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
-    assert load_reward("accuracy") is REWARDS["accuracy"]
-    assert load_reward("own_rewards_here:short")([answered("abc")]) == [-3]
-    for name, message in {
-        "acuracy": "did you mean accuracy",
-        "own_rewards_here:shrot": "did you mean short",
-        "own_rewards_here:x": "this is a int",
-        "not_there:f": "no module not_there",
-        "own_rewards_here:": "written my_package.module:thing",
-    }.items():
+    return "own_rewards_here:"
+
+
+def values(given: dict[str, object], *texts: str) -> list[float | None]:
+    with Rewards(given) as rewards:
+        return total(rewards.parts([answered(text) for text in texts]), rewards.weights)
+
+
+def test_rewards_by_name_with_weights_and_options(own: str) -> None:
+    assert values({"accuracy": 1.0, own + "short": 0.5}, "abcd", "ab") == [-1.0, 0.0]
+    assert values({own + "obey": {"weight": 2, "worth": 3.0}}, "a", "unsure") == [6.0, None]
+    assert values({"language": {"script": "han", "weight": 0.5}}, "你好 hello") == [pytest.approx(1 / 3)]
+
+
+def test_what_a_reward_of_ones_own_does_costs_only_the_completion_that_it_does_it_to(own: str) -> None:
+    with Rewards({own + "obey": {"timeout_s": 1.0, "memory_mb": 512}}) as rewards:
+        texts = ["a", "hang", "b", "die", "eat", "raise", "unsure", "c"]
+        [got] = rewards.parts([answered(text) for text in texts]).values()
+        assert got == [1.0, None, 1.0, None, None, None, None, 1.0]
+        assert rewards.broken() == {
+            own + "obey": {
+                "judging passed 1 s": 1, "worker died: signal 9": 1, "out of memory": 1, "raised ValueError: no": 1
+            }
+        }
+        assert rewards.parts([answered("a")]) == {own + "obey": [1.0]} and rewards.broken() == {}
+
+
+def test_names_weights_and_options_that_cannot_be_meant(own: str) -> None:
+    for given, message in (
+        ({"acuracy": 1}, "did you mean accuracy"),
+        ({own: 1}, "my_package.module:function"),
+        ({"accuracy": "much"}, "weight='much'"),
+        ({"overlong": {"bufer": 3}}, "bufer: no such option; it has weight, buffer"),
+        ({"format": {"x": 1}}, "it has weight$"),
+    ):
         with pytest.raises(UsageError, match=message):
-            load_reward(name)
+            check_rewards(given)
+    for name, message in {
+        "shrot": "did you mean short",
+        "x": "this is a int",
+        "always_raises": "raised ValueError: never; mend the function",
+        "too_few": "0 values for 1 completions",
+        "no_numbers": "'good' is no reward",
+        "infinite": "inf.* is no reward",
+    }.items():
+        with pytest.raises(FathomError, match=message):
+            values({own + name: 1.0}, "a")
+    with pytest.raises(FathomError, match="no module not_there"):
+        values({"not_there:f": 1.0}, "a")
 
 
-def test_an_import_error_inside_the_users_module_is_shown_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_load_object_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_broken_rewards.py").write_text("import surely_not_installed\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ModuleNotFoundError, match="surely_not_installed"):
-        load_reward("own_broken_rewards:f")
+    with pytest.raises(ModuleNotFoundError, match="surely_not_installed"):  # the module's own error, as it is
+        load_object("own_broken_rewards:f", "reward")
+    with pytest.raises(UsageError, match="no module not_there"):
+        load_object("not_there:f", "task")
+    with pytest.raises(UsageError, match=r"written my_package\.module:thing"):
+        load_object("own_broken_rewards:", "task")
+
+
+def test_an_answered_completion_survives_json() -> None:
+    for verdict in (Verdict.right("r", "4"), Verdict.failed("f")):
+        one = Answered((Message("user", "2+2?"),), "4", verdict, "length", 3, 9, "sums:1")
+        assert Answered.from_json(json.loads(json.dumps(one.to_json()))) == one

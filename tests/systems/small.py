@@ -29,16 +29,11 @@ MODEL = {
     "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "intermediate_size": 64, "n_routed_experts": 4,
     "moe_intermediate_size": 16, "max_position_embeddings": 128,
 }
-# one thread, so that children neither differ nor wait for each other; small.py holds the reward that GRPO uses
+# one thread, so that children neither differ nor wait for each other; digits.py has the reward that GRPO uses
 ENVIRONMENT = {
     **os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
     "PYTHONPATH": os.pathsep.join([str(HERE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]).rstrip(os.pathsep),
 }
-
-
-def digits(answered: Sequence[Any]) -> list[float | None]:
-    """A reward that an untrained model meets: the share of digits in the text, so that groups are not flat."""
-    return [sum(c.isdigit() for c in a.text) / max(1, len(a.text)) for a in answered]
 
 
 class Broken:
@@ -144,7 +139,7 @@ class Small:
             },
             "grpo": {
                 "init": str(self.root / "base" / "model"), "tasks": [SUMS], "steps": 20, "problems": 4, "group": 4,
-                "sampling": {"max_tokens": 16}, "rewards": {"accuracy": 1.0, "small:digits": 1.0}, "kl": 0.01,
+                "sampling": {"max_tokens": 16}, "rewards": {"accuracy": 1.0, "digits:share": 1.0}, "kl": 0.01,
                 "optim": {"lr": 0.003}, "checkpoints": {"every": 5}, "samples_every": 1,
             },
             "evaluate": {
