@@ -69,6 +69,24 @@ def demo(
     room.demo(dir, seed, fresh, dry_run)
 
 
+@app.command("audit", context_settings=EXTRA)
+def audit(
+    ctx: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="a YAML file, or one that ships: tiny/demo, tiny/problems")],
+    labels: Annotated[Path | None, typer.Option(help="JSON lines with answer, text and right: does the judge agree?")]
+    = None,
+    seconds: Annotated[float, typer.Option(help="what is not done by then is a failure, by name")] = 60.0,
+) -> None:
+    """Try out a recipe's data, templates, judges and rewards before hours are spent on them; exit code 3 on a fault.
+
+    Looks at masks, stop tokens, BOS, cut answers, test problems in training; asks judges and rewards about known right,
+    known wrong and cheating completions.
+    """
+    from fathom.audit import audit as audited
+
+    audited(recipe, ctx.args, labels, seconds)
+
+
 @app.command("report")
 def report(directory: Annotated[Path, typer.Argument(help="a run directory")]) -> None:
     """Write one offline HTML page about a run: curves, experts, completions with verdicts, scores with intervals."""

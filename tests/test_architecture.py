@@ -24,8 +24,9 @@ MAY_IMPORT = {
     "report": {"core", "judge", "tasks", "model"},  # of model only the torch-free modules, see below
     "systems": {"core", "judge", "corpus", "tasks", "model", "train", "engine"},
     "recipes": {"core", "systems", "report"},
+    "audit": {"core", "judge", "tasks", "model", "systems", "recipes"},  # of model only the torch-free modules
 }
-TORCH_FREE_ROOMS = {"core", "judge", "corpus", "tasks", "report"}  # not even inside functions
+TORCH_FREE_ROOMS = {"core", "judge", "corpus", "tasks", "report", "audit"}  # not even inside functions
 # not when they are imported
 TORCH_FREE_MODULES = {"fathom.model.config", "fathom.model.cost", "fathom.model.tokenizer"}
 TENSORS = {"torch", "triton", "torchao", "transformers"}

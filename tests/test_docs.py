@@ -48,7 +48,7 @@ def test_commands_parse(page: Path) -> None:
         if words[1] in SYSTEMS:
             settings = [w for w in words[2:] if "=" in w and not w.startswith("--")]
             build(settings_class(words[1]), merge({}, parse_overrides(settings)), line)
-        elif words[1] == "run":
+        elif words[1] in ("run", "audit"):
             load_yaml(recipes.find(words[2]))
         else:
             assert words[1] in ("demo", "report", "compare", "show", "doctor", "--help"), line
@@ -74,7 +74,7 @@ def test_recipes_load(name: str) -> None:
 def test_commands_run(tmp_path: Path) -> None:
     """The pages' commands in reading order in one directory, after the demo they refer to."""
     order = ["README.md", "tokenizer.md", "pretrain.md", "sft.md", "grpo.md", "distill.md", "evaluate.md", "recipes.md",
-             "data.md"]
+             "data.md", "audit.md"]
     pages = {page.name: page for page in PAGES}
     fathom = [sys.executable, "-m", "fathom"]
     subprocess.run([*fathom, "demo"], cwd=tmp_path, check=True, capture_output=True)
