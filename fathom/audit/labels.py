@@ -12,6 +12,7 @@ from fathom.core.chat import Message
 from fathom.core.errors import UsageError
 from fathom.judge.maths import MathsJudge
 from fathom.judge.verdict import Outcome, Verdict
+from fathom.tasks.gym import GymTask
 from fathom.tasks.judging import judged
 from fathom.tasks.maths import FileTask
 from fathom.tasks.task import Problem, Task
@@ -27,7 +28,7 @@ def check_labels(stage: str, path: Path, task: Task | None) -> Check:
     Tasks of the user's own judge them (a `question` goes into the prompt); else the mathematics judge does.
     """
     rows = list(_rows(path))
-    own = task if task is not None and not isinstance(task, FileTask) and not task.name.startswith("gym:") else None
+    own = task if task is not None and not isinstance(task, FileTask | GymTask) else None
     verdicts = _verdicts(rows, own)
     wrongly_taken = [
         row for row, verdict in zip(rows, verdicts, strict=True)

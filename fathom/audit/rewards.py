@@ -10,10 +10,14 @@ from typing import Any
 
 from fathom.audit import Check, State
 from fathom.audit.probes import SOLUTION, WORKING, Kind, Probe, of_answer
+from fathom.audit.programs import PROBLEMS as PROGRAMS
+from fathom.audit.programs import of_code
 from fathom.core.errors import FathomError
+from fathom.judge.code import from_json
 from fathom.judge.rewards import Answered, Rewards, total
 from fathom.judge.verdict import Outcome, Verdict
 from fathom.model.tokenizer import Tokenizer
+from fathom.tasks.code import CodeTask
 from fathom.tasks.judging import judged
 from fathom.tasks.task import Problem, Task
 
@@ -23,19 +27,20 @@ MOST_TOO_LONG = 0.25  # share of worked solutions that may be longer than a comp
 SLOW_STEP_S = 60.0
 
 
-class _Tried:
-    """Problems of a task, the probes for each, and what the task's judge said of them."""
+class Tried:
+    """Problems of a task, the probes for each, and what the task's judge said of them; FathomError where it cannot."""
 
     def __init__(self, task: Task) -> None:
-        self.problems = list(task.problems("train", PROBLEMS))
-        self.items: list[tuple[Problem, Probe]] = [
-            (problem, probe)
-            for problem in self.problems
-            for probe in probes(task, problem, [other for other in self.problems if other.id != problem.id])
-        ]
+        self.problems = list(task.problems("train", PROGRAMS if isinstance(task, CodeTask) else PROBLEMS))
+        self.items = list(probes(task, self.problems))
         began = time.monotonic()
         self.verdicts = judged(task, [(problem, probe.text) for problem, probe in self.items])
         self.seconds = time.monotonic() - began
+
+    @property
+    def known_right(self) -> bool:
+        """Whether a right completion of any problem is known."""
+        return any(probe.kind is Kind.RIGHT for _, probe in self.items)
 
     def rows(self) -> Iterator[tuple[Problem, Probe, Verdict]]:
         """Problem, probe and verdict, one after the other."""
@@ -43,18 +48,20 @@ class _Tried:
             yield problem, probe, verdict
 
 
-def probes(task: Task, problem: Problem, others: list[Problem]) -> list[Probe]:
+def probes(task: Task, problems: list[Problem]) -> Iterator[tuple[Problem, Probe]]:
     """The probes that suit a task: programs for tasks of code, answers for all others."""
-    return of_answer(problem, others)
-
-
-def check_task(stage: str, name: str, task: Task, tokenizer: Tokenizer | None, limit: int) -> Iterator[Check]:
-    """Checks of a task's judge on probes; `limit` is the most tokens of a completion."""
-    try:
-        tried = _Tried(task)
-    except FathomError as error:
-        yield Check(stage, f"{name}: judge", State.FAIL, str(error), "mend the task; its judge cannot be trusted so")
+    if isinstance(task, CodeTask):
+        for number, problem in enumerate(problems):
+            tests = from_json(problem.meta["tests"])
+            yield from ((problem, probe) for probe in of_code(problem, tests, first=number == 0))
         return
+    for problem in problems:
+        others = [other for other in problems if other.id != problem.id]
+        yield from ((problem, probe) for probe in of_answer(problem, others))
+
+
+def check_task(stage: str, name: str, tried: Tried, tokenizer: Tokenizer | None, limit: int) -> Iterator[Check]:
+    """Checks of a task's judge on probes; `limit` is the most tokens of a completion."""
     yield _judge_works(stage, name, tried)
     yield _right_taken(stage, name, tried)
     yield _wrong_refused(stage, name, tried, Kind.WRONG)
@@ -63,7 +70,7 @@ def check_task(stage: str, name: str, task: Task, tokenizer: Tokenizer | None, l
         yield from _solutions_fit(stage, name, tried, tokenizer, limit)
 
 
-def _judge_works(stage: str, name: str, tried: _Tried) -> Check:
+def _judge_works(stage: str, name: str, tried: Tried) -> Check:
     failed = Counter(verdict.reason for verdict in tried.verdicts if verdict.outcome is Outcome.FAILED)
     said = f"{len(tried.verdicts)} probes judged in {tried.seconds:.1f} s"
     if failed.total() > 0.01 * len(tried.verdicts):
@@ -75,22 +82,26 @@ def _judge_works(stage: str, name: str, tried: _Tried) -> Check:
     return Check(stage, f"{name}: judge", State.OK, said)
 
 
-def _right_taken(stage: str, name: str, tried: _Tried) -> Check:
-    taken = {problem.id: False for problem in tried.problems}
+def _right_taken(stage: str, name: str, tried: Tried) -> Check:
+    taken: dict[str, bool] = {}
     solved: dict[str, Counter[bool]] = {SOLUTION: Counter(), WORKING: Counter()}
     for problem, probe, verdict in tried.rows():
         if probe.kind is Kind.RIGHT:
             right = verdict.outcome is Outcome.RIGHT
-            taken[problem.id] |= right
+            taken[problem.id] = taken.get(problem.id, False) or right
             if probe.name in solved:
                 solved[probe.name][right] += 1
-    refused = [problem for problem in tried.problems if not taken[problem.id]]
+    refused = [problem for problem in tried.problems if not taken.get(problem.id, True)]
     label = f"{name}: known right"
-    if len(refused) > (1 - LEAST_TAKEN) * len(tried.problems):
+    if not taken:
+        return Check(
+            stage, label, State.NOTE, "no solution is known, so none was tried",
+            "give some rows a solution: a judge that refuses everything would not be found")
+    if len(refused) > (1 - LEAST_TAKEN) * len(taken):
         shown = ", ".join(f"{p.answer!r:.40} ({p.id})" for p in refused[:3])
         return Check(
             stage, label, State.FAIL,
-            f"reference answers of {len(refused)} of {len(tried.problems)} problems are not taken in any form: {shown}",
+            f"reference answers of {len(refused)} of {len(taken)} problems are not taken in any form: {shown}",
             "correct these answers (is the right column read as the answer?) or leave the problems out: no completion "
             "could ever be right")
     for what, judged_so in solved.items():
@@ -100,11 +111,11 @@ def _right_taken(stage: str, name: str, tried: _Tried) -> Check:
                 "correct the solutions or the reference answers (are they of the same row?): a model that learns from "
                 "them is taught what earns nothing")
     return Check(
-        stage, label, State.OK, f"{len(tried.problems) - len(refused)} of {len(tried.problems)} problems"
+        stage, label, State.OK, f"{len(taken) - len(refused)} of {len(taken)} problems"
         + "".join(f", {what}: {n[True]} of {n.total()}" for what, n in solved.items() if n))
 
 
-def _wrong_refused(stage: str, name: str, tried: _Tried, kind: Kind) -> Check:
+def _wrong_refused(stage: str, name: str, tried: Tried, kind: Kind) -> Check:
     asked = [(problem, probe, verdict) for problem, probe, verdict in tried.rows() if probe.kind is kind]
     taken = [(problem, probe) for problem, probe, verdict in asked if verdict.outcome is Outcome.RIGHT]
     label = f"{name}: {'known wrong' if kind is Kind.WRONG else 'hack probes'}"
@@ -119,7 +130,7 @@ def _wrong_refused(stage: str, name: str, tried: _Tried, kind: Kind) -> Check:
     return Check(stage, label, State.OK, f"none of {len(asked)} taken for right")
 
 
-def _solutions_fit(stage: str, name: str, tried: _Tried, tokenizer: Tokenizer, limit: int) -> Iterator[Check]:
+def _solutions_fit(stage: str, name: str, tried: Tried, tokenizer: Tokenizer, limit: int) -> Iterator[Check]:
     lengths = [len(tokenizer.encode(p.solution)) + 1 for p in tried.problems if p.solution is not None]
     if not lengths:
         return
@@ -131,10 +142,9 @@ def _solutions_fit(stage: str, name: str, tried: _Tried, tokenizer: Tokenizer, l
         f"set sampling.max_tokens={max(lengths)} or more: what is cut off is never right")
 
 
-def check_rewards(stage: str, name: str, task: Task, cfg: Any, tokenizer: Tokenizer | None) -> Iterator[Check]:
+def check_rewards(stage: str, name: str, tried: Tried, cfg: Any, tokenizer: Tokenizer | None) -> Iterator[Check]:
     """Checks of a GRPO stage's rewards, on the probes of one of its tasks."""
     try:
-        tried = _Tried(task)
         with Rewards(cfg.rewards) as rewards:
             answered = _answered(tried, tokenizer, cfg.sampling.max_tokens)
             began = time.monotonic()
@@ -145,7 +155,7 @@ def check_rewards(stage: str, name: str, task: Task, cfg: Any, tokenizer: Tokeni
     except FathomError as error:
         yield Check(stage, f"{name}: rewards", State.FAIL, str(error), "mend it before it is trained on")
         return
-    yield from _parts(stage, name, parts, again, broken)
+    yield from _parts(stage, name, parts, again, broken, tried.known_right)
     yield _order(stage, name, tried, total(parts, rewards.weights))
     whole = cfg.problems * cfg.group
     forecast = seconds / len(answered) * whole
@@ -155,7 +165,7 @@ def check_rewards(stage: str, name: str, task: Task, cfg: Any, tokenizer: Tokeni
         "make judge and rewards faster, or give the task more workers")
 
 
-def _answered(tried: _Tried, tokenizer: Tokenizer | None, limit: int) -> list[Answered]:
+def _answered(tried: Tried, tokenizer: Tokenizer | None, limit: int) -> list[Answered]:
     """The probes as GRPO would hand them to rewards."""
     made = []
     for problem, probe, verdict in tried.rows():
@@ -167,7 +177,7 @@ def _answered(tried: _Tried, tokenizer: Tokenizer | None, limit: int) -> list[An
 
 def _parts(
     stage: str, name: str, parts: dict[str, list[float | None]], again: dict[str, list[float | None]],
-    broken: dict[str, dict[str, int]],
+    broken: dict[str, dict[str, int]], known_right: bool,
 ) -> Iterator[Check]:
     for reward, values in parts.items():
         label = f"{name}: reward {reward}"
@@ -184,14 +194,14 @@ def _parts(
                 "let it depend on its arguments alone: a step that is replayed after a kill would learn something else")
         elif len(set(known)) == 1:
             yield Check(
-                stage, label, State.FAIL if own or reward == "accuracy" else State.NOTE,
-                f"is {known[0]:g} for all of {len(known)} probes, right and wrong",
+                stage, label, State.FAIL if own or (reward == "accuracy" and known_right) else State.NOTE,
+                f"is {known[0]:g} for all of {len(known)} probes{', right and wrong' if known_right else ''}",
                 "let it tell completions apart: equal rewards teach nothing")
         else:
             yield Check(stage, label, State.OK, f"{min(known):g} to {max(known):g} over {len(known)} probes")
 
 
-def _order(stage: str, name: str, tried: _Tried, sums: Sequence[float | None]) -> Check:
+def _order(stage: str, name: str, tried: Tried, sums: Sequence[float | None]) -> Check:
     """Whether, for every problem, a right completion earns more than a wrong one, whatever its form."""
     label = f"{name}: the sum"
     beaten: list[tuple[float, Probe, float, Probe, Problem]] = []
@@ -217,8 +227,9 @@ def _order(stage: str, name: str, tried: _Tried, sums: Sequence[float | None]) -
             "weigh accuracy above all that form, length and the like can add up to, and check the signs of the weights")
     if not compared:
         return Check(
-            stage, label, State.FAIL, "no problem has both a right and a wrong probe with a reward",
-            "mend judge and rewards first (see above)")
+            stage, label, State.FAIL if tried.known_right else State.NOTE,
+            "no problem has both a right and a wrong probe with a reward",
+            "see above: known right, and each reward")
     if ties:
         return Check(
             stage, label, State.NOTE,

@@ -11,7 +11,8 @@ from typing import Any
 from fathom.audit import Check, State
 from fathom.audit.examples import check_control, check_source
 from fathom.audit.labels import check_labels
-from fathom.audit.rewards import check_rewards, check_task
+from fathom.audit.rewards import Tried, check_rewards, check_task
+from fathom.core.errors import FathomError, UsageError
 from fathom.model.pretrained import locate
 from fathom.model.tokenizer import Tokenizer
 from fathom.recipes import Recipe, Stage, load
@@ -42,6 +43,7 @@ class _Audit:
         self.recipe = recipe
         self.stages = {recipe.directory / stage.name / "model": stage for stage in recipe.stages}
         self.tasks: dict[str, Task] = {}
+        self.tried: dict[str, Tried | FathomError] = {}
         self.tokenizers: dict[Path, Tokenizer | None] = {}
         self.looked_at: set[str] = set()
 
@@ -67,12 +69,16 @@ class _Audit:
         for entry in getattr(cfg, "tasks", ()):
             name = entry if isinstance(entry, str) else str(entry.get("task", entry.get("data")))
             yield stage.name, f"{name}: judge"
-            task = self._task(entry)
-            found = check_task(stage.name, name, task, tokenizer, cfg.sampling.max_tokens)
+            tried = self._tried(entry)
+            if isinstance(tried, FathomError):
+                remedy = "mend the task, or what names it: its judge cannot be trusted so"
+                yield Check(stage.name, f"{name}: judge", State.FAIL, str(tried), remedy)
+                continue
+            found = check_task(stage.name, name, tried, tokenizer, cfg.sampling.max_tokens)
             yield from self._once(found, "task", entry, cfg.sampling.max_tokens)
             if stage.system == "grpo":
                 yield stage.name, f"{name}: rewards"
-                yield from check_rewards(stage.name, name, task, cfg, tokenizer)
+                yield from check_rewards(stage.name, name, tried, cfg, tokenizer)
 
     def _once(self, found: Iterator[Check], *key: Any) -> Iterator[Check]:
         """The checks, unless the same were made for an earlier stage."""
@@ -86,6 +92,18 @@ class _Audit:
         if key not in self.tasks:
             self.tasks[key] = load_task(entry)
         return self.tasks[key]
+
+    def _tried(self, entry: str | Mapping[str, Any]) -> Tried | FathomError:
+        """A task on its probes, which are judged once, or why they cannot be."""
+        key = json.dumps(entry, sort_keys=True)
+        if key not in self.tried:
+            try:
+                self.tried[key] = Tried(self._task(entry))
+            except UsageError:  # the recipe names what is not there
+                raise
+            except FathomError as error:
+                self.tried[key] = error
+        return self.tried[key]
 
     def _tokenizer(self, stage: str, place: Path) -> Iterator[Check]:
         """Finds the tokenizer behind a model directory, or one that stands in for it, and looks at it once."""

@@ -106,6 +106,9 @@ class _Problem:
         for sample in self.samples:
             outcome = str(sample.get("outcome", ""))
             numbers = [f"reward {sample['reward']:.3g}" if isinstance(sample.get("reward"), (int, float)) else ""]
+            parts = sample.get("rewards")
+            if isinstance(parts, dict) and len(parts) > 1:
+                numbers += [f"{name} {'none' if value is None else f'{value:.3g}'}" for name, value in parts.items()]
             tokens = sample.get("tokens")
             numbers += [f"{len(tokens) if isinstance(tokens, list) else tokens} tokens" if tokens is not None else ""]
             about = ", ".join(part for part in (str(sample.get("reason") or ""), *numbers) if part)
