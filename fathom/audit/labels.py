@@ -25,7 +25,7 @@ ROWS = 2_000
 def check_labels(stage: str, path: Path, task: Task | None) -> Check:
     """Verdicts on labelled answers: JSON lines with `answer` (the reference), `text` (a completion) and `right`.
 
-    Tasks of the user's own judge them (a `question` goes into the prompt); else the mathematics judge does.
+    The mathematics judge judges them, or a task of the user's own (a `question` goes into the prompt).
     """
     rows = list(_rows(path))
     own = task if task is not None and not isinstance(task, FileTask | GymTask) else None

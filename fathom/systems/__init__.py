@@ -106,7 +106,7 @@ def check_paths(settings: Settings, where: str, made_in: Path | None = None) -> 
     """
     from fathom.core.config import neighbour
     from fathom.model.pretrained import is_model
-    from fathom.tasks.hub import PREFIX
+    from fathom.tasks.hub import CODE, PREFIX
     from fathom.tasks.rows import SUFFIXES
 
     def check(name: str, path: Path, kind: str, there: bool) -> None:
@@ -126,7 +126,8 @@ def check_paths(settings: Settings, where: str, made_in: Path | None = None) -> 
         for entry in value if name in ("data", "tasks") else ():
             options = {"task": entry} if isinstance(entry, str) else entry
             for text in (options.get("task"), options.get("data"), options.get("test")):
-                if isinstance(text, str) and text.endswith(SUFFIXES) and not text.startswith(PREFIX):
+                text = text.removeprefix(CODE) if isinstance(text, str) else ""
+                if text.endswith(SUFFIXES) and not text.startswith(PREFIX):
                     check(name, Path(text), "file", Path(text).is_file() or Path(text).is_dir())
 
 
@@ -145,7 +146,7 @@ def check_sources(settings: Settings) -> list[str]:
     for name in ("data", "tasks"):
         for entry in getattr(settings, name, ()):
             task = entry if isinstance(entry, str) else entry.get("task", entry.get("data"))
-            if not isinstance(task, str) or ":" not in task or task.startswith("gym:") or hub.is_data(task):
+            if not isinstance(task, str) or ":" not in task or task.startswith(("gym:", hub.CODE)) or hub.is_data(task):
                 made = load_source(entry, 0) if name == "data" else load_task(entry)
                 if isinstance(made, FileTask):
                     lines.append(f"{name}: {made.name}, read as {made.format}{made.note}")
@@ -169,7 +170,7 @@ def inputs(settings: Settings) -> dict[str, str]:
             for inner in value:
                 visit(inner)
         elif isinstance(value, str | Path) and str(value) not in found:
-            path = locate(Path(value))
+            path = locate(Path(str(value).removeprefix(hub.CODE)))
             if disk.is_complete(path):
                 found[str(value)] = disk.digest(path)
             elif (path / "records").is_dir():

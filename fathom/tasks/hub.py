@@ -22,6 +22,7 @@ from fathom.tasks.datasets import DataFiles
 from fathom.tasks.formats import LOOKED_AT
 
 PREFIX = "hub:"
+CODE = "code:"  # before data whose problems are answered by programs
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _REMEDY = "pip install 'fathom-reasoning[hub]', or give local files: data=train.parquet test=test.parquet"
 _REVISION = re.compile(r"[\w./-]+")
@@ -54,6 +55,8 @@ DECLARED = {
 
 def is_data(name: str) -> bool:
     """Whether a name stands for data files: of the hub, or in a file or directory."""
+    if name.startswith(CODE):
+        return False
     return name in DECLARED or name.startswith(PREFIX) or name.endswith(rows.SUFFIXES) or os.path.isdir(name)
 
 
@@ -135,6 +138,7 @@ def fingerprints(entry: str | Mapping[str, Any]) -> dict[str, str]:
     found = {}
     main = options.get("data", options.get("task"))
     for name, about in ((main, (config, revision)), (options.get("test"), (None, None))):
+        name = name.removeprefix(CODE) if isinstance(name, str) else name
         if isinstance(name, str) and is_data(name) and not os.path.isfile(name) and not is_stage(name):
             files = locate(name, *about)
             key = " ".join([name, *(f"{option}" for option in about if option)])

@@ -182,10 +182,10 @@ class FileTask:
 
     def _split(self, split: Split) -> Iterator[Record]:
         if self.test is not None:
-            yield from _records(self.test if split == "test" else self.data)
+            yield from self._records(self.test if split == "test" else self.data)
         elif self.test_rows is not None:
             last: deque[Record] = deque()
-            for record in _records(self.data):
+            for record in self._records(self.data):
                 last.append(record)
                 if len(last) > self.test_rows:
                     leaving = last.popleft()
@@ -194,17 +194,16 @@ class FileTask:
             if split == "test":
                 yield from last
         else:
-            for record in _records(self.data):
+            for record in self._records(self.data):
                 if (int(record.id[:8], 16) < self.test_share * 2**32) is (split == "test"):
                     yield record
+
+    def _records(self, files: Sequence[Path]) -> Iterator[Record]:
+        for path, row in datasets.rows(files):
+            yield row.record(path, row.id if row.data is None else question_id(row.data, row.id))
 
     def _ids_of_test(self) -> frozenset[str]:
         if self._test_ids is None:
             apart = self.test is None and self.test_rows is None  # a hash of the question cannot put it in both
             self._test_ids = frozenset() if apart else frozenset(record.id for record in self._split("test"))
         return self._test_ids
-
-
-def _records(files: Sequence[Path]) -> Iterator[Record]:
-    for path, row in datasets.rows(files):
-        yield row.record(path, row.id if row.data is None else question_id(row.data, row.id))

@@ -91,9 +91,10 @@ def load_task(spec: str | Mapping[str, Any]) -> Task:
     """The task that a recipe names.
 
     "gym:NAME" is a reasoning-gym task; a data file, a directory of them, "hub:OWNER/NAME", "gsm8k" and "math" are
-    problem files; "my_package.module:thing" is anybody's own, either a Task or something that returns one when called
-    with the options. A mapping {"task": name, **options} passes options; for files {"data": path, ...} may stand
-    without "task", and with gsm8k or math `data` and `test` name local files to read in the data set's place.
+    problem files; "code:DATA", or "code" with the option `data`, is such data with programming problems;
+    "my_package.module:thing" is anybody's own, either a Task or something that returns one when called with the
+    options. A mapping {"task": name, **options} passes options; for files {"data": path, ...} may stand without "task",
+    and with gsm8k or math `data` and `test` name local files to read in the data set's place.
     """
     options = {"task": spec} if isinstance(spec, str) else dict(spec)
     name = options.pop("task", None)
@@ -108,6 +109,10 @@ def load_task(spec: str | Mapping[str, Any]) -> Task:
         from fathom.tasks.gym import GymTask
 
         return GymTask(name.removeprefix("gym:"), **options)  # it refuses unknown options itself
+    if name == "code" or name.startswith("code:"):
+        from fathom.tasks.code import CodeTask
+
+        return CodeTask.load(name, options)
     from fathom.tasks import hub
     from fathom.tasks.rows import SUFFIXES
 
@@ -115,8 +120,8 @@ def load_task(spec: str | Mapping[str, Any]) -> Task:
         return _file_task(name, hub.DECLARED.get(name), options)
     if ":" not in name:
         raise UsageError(
-            f"{name}: no such task; a task is {', '.join(hub.DECLARED)}, gym:NAME, hub:OWNER/NAME, a directory of "
-            f"data, a file that ends in {', '.join(SUFFIXES)}, or my_package.module:thing"
+            f"{name}: no such task; a task is {', '.join(hub.DECLARED)}, gym:NAME, code:DATA, hub:OWNER/NAME, a "
+            f"directory of data, a file that ends in {', '.join(SUFFIXES)}, or my_package.module:thing"
         )
     thing = load_object(name, "task")
     if isinstance(thing, type) or not isinstance(thing, Task):
