@@ -123,10 +123,12 @@ def show(
 
 @app.command("doctor")
 def doctor() -> None:
-    """Print what this machine offers: versions, processors, memory, devices, extras that are missing."""
+    """Print what this machine offers: versions, memory, devices, the sandbox's level, extras that are missing."""
+    from fathom.judge.sandbox import reached_level
     from fathom.model.doctor import doctor as examined
 
-    for line in examined():
+    level, why = reached_level()
+    for line in examined((level.name, why)):
         typer.echo(line)
 
 

@@ -11,8 +11,11 @@ EXTRAS = {
 }
 
 
-def doctor() -> list[str]:
-    """One line per fact: versions, processors, memory, devices; what is missing names its extra."""
+def doctor(sandbox: tuple[str, str] | None = None) -> list[str]:
+    """One line per fact: versions, processors, memory, devices; what is missing names its extra.
+
+    `sandbox` is the level that judging programs reaches here, and why no higher one (`judge.sandbox.reached_level`).
+    """
     from fathom.core.machine import device, versions
 
     lines = [f"{name} {version}" for name, version in versions().items()]
@@ -21,6 +24,9 @@ def doctor() -> list[str]:
         lines.append(f"memory: {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB")
     except (ValueError, OSError):
         lines.append("memory: unknown on this system")
+    if sandbox:
+        level, why = sandbox
+        lines.append(f"sandbox: {level}{f'; not L1: {why}' if why else ''}")
     for extra, packages in EXTRAS.items():
         missing = [name for name in packages if not _installed(name)]
         if missing:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import gzip
 import json
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -227,14 +226,6 @@ def test_problems_are_judged_by_their_own_tests(tmp_path: Path) -> None:
     task.close()
     right, wrong = Outcome.RIGHT, Outcome.WRONG
     assert [v.outcome for v in verdicts] == [right, right, right, wrong, right, wrong, right, Outcome.UNREAD]
-
-
-def test_what_the_page_shows_runs() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "code.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    assert len(blocks) >= 2
-    for block in blocks:
-        exec(compile(block, "docs/code.md", "exec"), {})
 
 
 # Real data.
