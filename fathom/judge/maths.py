@@ -1,12 +1,13 @@
-r"""Mathematical answers against a known one: numbers here and at once, all else in processes that can be killed.
+r"""Mathematical answers against a known one: settled here where that is quick, else in processes that can be killed.
 
-Policy: values must be equal; only where the gold answer is a decimal, and the answer is no integer, a
-relative 1e-4 is allowed for rounding. No factor of 100 for percents, no mixing of bracket kinds by us, no absolute
+The policy is the table of docs/answers.md: values must be equal; only where the gold answer is a decimal, and the
+answer is no integer, a relative 1e-4 is allowed for rounding. No factor of 100, no mixing of bracket kinds, no absolute
 tolerance. Every leniency of that sort is a reward that training finds.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
 from collections.abc import Sequence
@@ -14,11 +15,17 @@ from fractions import Fraction
 from typing import Self
 
 from fathom.core.errors import FathomError
+from fathom.judge.answers import Answer, Value, Words
+from fathom.judge.compare import rounding, same_readings, same_value
+from fathom.judge.expressions import TooDear
 from fathom.judge.extract import Extracted, Unread, extract
+from fathom.judge.notation import clean
 from fathom.judge.pool import Broken, Pool
+from fathom.judge.reading import option, readings
 from fathom.judge.verdict import Verdict
 
-LONGEST_ANSWER = 1_000
+LONGEST_ANSWER = 1_000  # of a gold answer in a data set
+_LONGEST_READ = 200_000
 
 _NUMBER = re.compile(r"([+-]?)(\d{1,3}(?:,\d{3})+|\d+)?(?:\.(\d*))?")
 _COMMA_LATEX = re.compile(r"(?<=\d)(?:\{,\}|\\[,!;: ]|\\,)(?=\d{3}(?!\d))")
@@ -26,7 +33,7 @@ _SLASH = re.compile(r"([+-]?)(\d+)\s*/\s*(\d+)")
 _FRAC = re.compile(r"([+-]?)\s*\\[dtc]?frac\s*(?:\{\s*([+-]?\d+)\s*\}|(\d))\s*(?:\{\s*([+-]?\d+)\s*\}|(\d))")
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 _EMPTY = re.compile(r"\\left(?![A-Za-z])|\\right(?![A-Za-z])|\\[!,;: ]|\\displaystyle(?![A-Za-z])")
-_MOST_DIGITS = 500  # Python refuses longer integers from 4,300 digits on
+_MOST_DIGITS = 4_000  # Python refuses longer integers from 4,300 digits on
 
 
 def number(text: str, whole: bool = False) -> Fraction | None:
@@ -98,8 +105,8 @@ def judge_number(gold: str, answer: str, whole: bool = False) -> Verdict | None:
         return None
     if expected == given:
         return Verdict.right("equal numbers", answer)
-    rounded = "." in _bare(gold) and expected.denominator > 1 and given.denominator > 1
-    if rounded and abs(expected - given) <= abs(expected) / 10_000:
+    allowed = rounding(_bare(gold), exact="." not in answer) if min(expected.denominator, given.denominator) > 1 else 0
+    if allowed and abs(expected - given) <= abs(expected) * Fraction(allowed):
         return Verdict.right("equal numbers but for rounding", answer)
     return Verdict.wrong("different numbers", answer)
 
@@ -107,7 +114,7 @@ def judge_number(gold: str, answer: str, whole: bool = False) -> Verdict | None:
 class MathsJudge:
     """Verdicts on completions with mathematical answers; a context manager, or `close` it.
 
-    Numbers and identical spellings are settled here. The rest goes to `workers` processes running math-verify, which
+    What takes no algebra is settled here. The rest goes to `workers` processes running mpmath and math-verify, which
     start when first needed. An item that hangs beyond `timeout_s` seconds, kills its worker or runs out of `memory_mb`
     MiB is FAILED, and the rest is judged by a new worker.
     """
@@ -129,9 +136,8 @@ class MathsJudge:
     def judge(self, pairs: Sequence[tuple[str, str]], final: str = "auto") -> list[Verdict]:
         """One verdict per (gold answer, completion text), in order. `final` is `extract`'s.
 
-        UNREAD: no answer in the text, one that is no mathematical expression, or one beyond 1,000 characters, which is
-        not an answer but the working, and which no worker should have to read. FAILED: the judge broke, or it could
-        not make sense of the gold answer itself. FathomError when math-verify is needed and missing.
+        UNREAD: no answer in the text, or one that is no expression. FAILED: the judge broke, the comparison
+        is too dear, or the gold answer itself makes no sense to it. FathomError when math-verify is needed and missing.
         """
         return self._judge([(gold, extract(text, final)) for gold, text in pairs])
 
@@ -155,20 +161,19 @@ class MathsJudge:
         if len(self._known) > 200_000:
             self._known.clear()
         new = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
+        found: dict[tuple[str, str], str] = {}
         if new:
             if importlib.util.find_spec("math_verify") is None:
                 raise FathomError(
                     f"comparing {new[0][1][:40]!r} with {new[0][0][:40]!r} needs math-verify: "
                     "pip install 'fathom-reasoning[judge]'"
                 )
-            broken: dict[tuple[str, str], str] = {}
             for pair, value in zip(new, self._pool.map(new), strict=True):
-                if isinstance(value, Broken):
-                    broken[pair] = value.reason  # not remembered: the next attempt may find an idle machine
-                else:
+                found[pair] = value.reason if isinstance(value, Broken) else value
+                # Not remembered: what broke, for the next attempt may find an idle machine, and what fills the memory.
+                if not isinstance(value, Broken) and max(map(len, pair)) <= LONGEST_ANSWER:
                     self._known[pair] = value
-            return [broken[pair] if pair in broken else self._known[pair] for pair in pairs]
-        return [self._known[pair] for pair in pairs]
+        return [found[pair] if pair in found else self._known[pair] for pair in pairs]
 
 
 _SAID = {
@@ -176,19 +181,55 @@ _SAID = {
     "different": lambda answer: Verdict.wrong("different expressions", answer),
     "answer": lambda answer: Verdict.unread("answer is not an expression", answer),
     "gold": lambda answer: Verdict.failed("gold answer cannot be read", answer),
+    "dear": lambda answer: Verdict.failed("comparison is too dear", answer),
 }
 
 
 def _at_once(gold: str, answer: str) -> Verdict | None:
-    """The verdict where it takes no mathematics."""
+    """The verdict where it takes no algebra."""
     if not answer:
         return Verdict.unread("answer is empty")
-    if len(answer) > LONGEST_ANSWER:
-        return Verdict.unread(f"answer is longer than {LONGEST_ANSWER} characters", answer[:100])
     if verdict := judge_number(gold, answer):
         return verdict
-    if normal_form(gold) == normal_form(answer):
+    if max(len(gold), len(answer)) > LONGEST_ANSWER:
+        return _of_long(gold, answer)
+    if normal_form(gold) == normal_form(answer) or _spelling(gold) == _spelling(answer):
         return Verdict.right("same spelling", answer)
-    if len(gold) > LONGEST_ANSWER:
-        return Verdict.failed("gold answer is too long", answer)
+    if letter := option(gold):
+        if chosen := option(answer, labelled=True):
+            return (
+                Verdict.right("same option", answer) if letter == chosen else Verdict.wrong("different options", answer)
+            )
+        if len(gold) > 1:  # a bare letter may also be a variable
+            return Verdict.wrong("no option named", answer)
+    try:
+        golds, answers = _readings(gold), readings(answer)
+    except TooDear:
+        return None
+    if answers and isinstance(answers[0], Words) and golds and not isinstance(golds[0], Words | Value):
+        return Verdict.unread("answer is not an expression", answer)
+    same = same_readings(golds, answers, same_value)
+    if same is None:
+        return None
+    if same:
+        return Verdict.right("equal answers", answer)
+    if isinstance(answers[0], Words) and isinstance(golds[0], Value):
+        return Verdict.unread("answer is not an expression", answer)
+    return Verdict.wrong("different answers", answer)
+
+
+def _spelling(answer: str) -> str:
+    return re.sub(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])", "", clean(answer))
+
+
+@functools.lru_cache(maxsize=4096)
+def _readings(gold: str) -> tuple[Answer, ...]:
+    return readings(gold)
+
+
+def _of_long(gold: str, answer: str) -> Verdict | None:
+    if gold == answer:
+        return Verdict.right("same spelling", answer[:100])
+    if max(len(gold), len(answer)) > _LONGEST_READ:
+        return Verdict.failed(f"answer is longer than {_LONGEST_READ} characters", answer[:100])
     return None

@@ -2,7 +2,8 @@
 
 Signals cannot interrupt sympy inside C code, so nothing here relies on alarms: the parent watches
 the clock and kills. Plain subprocesses with a pipe are used, not multiprocessing: a spawned child would import the
-user's main script, and a forked one would inherit torch's threads.
+user's main script, and a forked one would inherit torch's threads. Each worker is a keeper that forks the server which
+does the work (`fathom.judge.worker`), so that a killed server is replaced in milliseconds.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import math
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import threading
@@ -24,11 +26,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from fathom.core.errors import FathomError, UsageError
+from fathom.judge.worker import RETIRED
 
 _IN_FLIGHT_ITEMS = 16  # hides the round trip; what a dead worker had not answered is asked again
 _IN_FLIGHT_BYTES = 32_768  # below a pipe's 64 KiB, so that parent and worker never both wait to write
-_ITEMS_PER_WORKER = 5_000  # sympy's caches only grow; a fresh worker is cheaper than a full one
 _START_S = 120.0
+_KILL_S = 5.0  # for a keeper to replace its server, before it is given up itself
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -42,16 +45,20 @@ class Broken:
 @dataclass
 class _Worker:
     process: subprocess.Popen[bytes]
-    ready: bool = False
+    server: int = 0  # process id of the fork that works; 0 until there is one
+    generation: int = 0  # how many servers it replaced
     buffer: bytes = b""
     asked: deque[tuple[int, int]] = field(default_factory=deque)  # (item number, bytes) not answered yet
-    answered: int = 0
+    late: int | None = None  # the item for which its server was killed
     since: float = field(default_factory=time.monotonic)  # when it began what it is doing now
 
     def kill(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
+        self.process.terminate()  # the keeper takes its server along
+        try:
+            self.process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
                 with suppress(BrokenPipeError):  # bytes it never read; it is dead anyway
@@ -94,8 +101,8 @@ class Pool:
             _kill_all(self._workers)
 
     def pids(self) -> list[int]:
-        """Process ids of the live workers."""
-        return [worker.process.pid for worker in self._workers]
+        """Process ids of the live workers: of their servers, or of those that still start."""
+        return [worker.server or worker.process.pid for worker in self._workers]
 
     def map(self, items: Sequence[Any]) -> list[Any | Broken]:
         """`target(item)` for each item, in order; Broken for the items that hung, crashed, raised or ran out of memory.
@@ -112,6 +119,8 @@ class Pool:
     def _map(self, lines: list[bytes]) -> list[Any | Broken]:
         results: list[Any | Broken] = [Broken("never asked")] * len(lines)
         todo = deque(range(len(lines)))
+        for worker in self._ready_now():  # one may have died since the last call; that is nobody's fault now
+            self._read(worker, results, todo)
         while todo or any(worker.asked for worker in self._workers):
             while len(self._workers) < min(self.size, len(todo)):
                 self._workers.append(self._start())
@@ -140,7 +149,7 @@ class Pool:
         return _Worker(process)
 
     def _feed(self, worker: _Worker, lines: list[bytes], todo: deque[int]) -> None:
-        if not worker.ready or worker.process.stdin is None:
+        if not worker.server or worker.late is not None:
             return
         waiting = sum(size for _, size in worker.asked)
         share = -(-len(todo) // len(self._workers))  # the last items are spread, not given to one worker
@@ -152,15 +161,19 @@ class Pool:
                 worker.since = time.monotonic()
             worker.asked.append((todo.popleft(), len(line)))
             waiting += len(line)
-            try:
-                worker.process.stdin.write(line)
-                worker.process.stdin.flush()
-            except BrokenPipeError:
-                return  # it died; reading its end of file sorts out who is to blame
+            if not _wrote(worker, line):
+                return
+
+    def _ready_now(self) -> list[_Worker]:
+        with selectors.DefaultSelector() as selector:
+            for worker in self._workers:
+                assert worker.process.stdout is not None
+                selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
+            return [key.data for key, _ in selector.select(0)]
 
     def _readable(self) -> list[_Worker]:
         now = time.monotonic()
-        busy = [worker for worker in self._workers if worker.asked or not worker.ready]
+        busy = [worker for worker in self._workers if worker.asked or not worker.server]
         if not busy:
             return []
         wait = min(worker.since + self._limit(worker) - now for worker in busy)
@@ -171,7 +184,9 @@ class Pool:
             return [key.data for key, _ in selector.select(max(wait, 0))]
 
     def _limit(self, worker: _Worker) -> float:
-        return self.timeout_s if worker.ready else _START_S
+        if not worker.server:
+            return _START_S
+        return self.timeout_s + (_KILL_S if worker.late is not None else 0.0)
 
     def _read(self, worker: _Worker, results: list[Any | Broken], todo: deque[int]) -> None:
         assert worker.process.stdout is not None
@@ -184,47 +199,75 @@ class Pool:
             return
         *complete, worker.buffer = (worker.buffer + piece).split(b"\n")
         for line in complete:
+            try:
+                reply = json.loads(line)
+            except ValueError:
+                continue  # the half reply of a server that was killed while it wrote
             worker.since = time.monotonic()
-            reply = json.loads(line)
-            if not worker.ready:
-                if "error" in reply:
-                    raise FathomError(f"judge worker for {self.target} did not start: {reply['error']}")
-                worker.ready = True
-                continue
-            number, _ = worker.asked.popleft()
-            worker.answered += 1
-            results[number] = reply["value"] if "value" in reply else Broken(reply["error"])
-            if reply.get("retire"):
-                self._retire(worker, todo)
-                return
-        if worker.answered >= _ITEMS_PER_WORKER and not worker.asked:
-            self._retire(worker, todo)
+            if "serving" in reply:
+                self._replaced(worker, reply, results, todo)
+            elif not worker.server:
+                raise FathomError(f"judge worker for {self.target} did not start: {reply['error']}")
+            else:
+                number, _ = worker.asked.popleft()
+                results[number] = reply["value"] if "value" in reply else Broken(reply["error"])
+
+    def _replaced(self, worker: _Worker, reply: dict[str, int], results: list[Any | Broken], todo: deque[int]) -> None:
+        """A new server works; the item at which the last one ended is broken, the others are asked again."""
+        first, worker.server = not worker.server, reply["serving"]
+        if first:
+            return
+        worker.generation += 1
+        if worker.asked and worker.asked[0][0] == worker.late:
+            results[worker.asked.popleft()[0]] = Broken(f"judging passed {self.timeout_s:g} s")
+        elif worker.asked and worker.late is None and reply["ended"] != RETIRED:
+            results[worker.asked.popleft()[0]] = Broken(_died(reply["ended"]))
+        worker.late = None
+        todo.extendleft(number for number, _ in reversed(worker.asked))
+        worker.asked.clear()
+        _wrote(worker, f"\n#{worker.generation}\n".encode())  # it passes over what was sent before
 
     def _bury(self, worker: _Worker, results: list[Any | Broken], todo: deque[int]) -> None:
         code = worker.process.wait()
-        if not worker.ready:
+        if not worker.server:
             raise FathomError(
                 f"judge worker for {self.target} did not start: exit {code}, try it by hand: python -m "
                 f"fathom.judge.worker {self.target} {self.memory_mb} {self.timeout_s:g}"
             )
         if worker.asked:
-            number, _ = worker.asked.popleft()
-            results[number] = Broken(f"worker died: signal {-code}" if code < 0 else f"worker died: exit {code}")
+            results[worker.asked.popleft()[0]] = Broken(_died(code))
         self._retire(worker, todo)
 
     def _watch(self, worker: _Worker, results: list[Any | Broken], todo: deque[int]) -> None:
-        busy = worker.asked or not worker.ready
+        busy = worker.asked or not worker.server
         if not busy or time.monotonic() - worker.since < self._limit(worker):
             return
-        if not worker.ready:
+        if not worker.server:
             raise FathomError(
                 f"judge worker for {self.target} did not start in {_START_S:g} s; is the machine overloaded?"
             )
-        number, _ = worker.asked.popleft()
-        results[number] = Broken(f"judging passed {self.timeout_s:g} s")
+        if worker.late is None:
+            worker.late = worker.asked[0][0]
+            worker.process.send_signal(signal.SIGUSR1)
+            return
+        results[worker.asked.popleft()[0]] = Broken(f"judging passed {self.timeout_s:g} s")
         self._retire(worker, todo)
 
     def _retire(self, worker: _Worker, todo: deque[int]) -> None:
         self._workers.remove(worker)
         todo.extendleft(number for number, _ in reversed(worker.asked))
         worker.kill()
+
+
+def _wrote(worker: _Worker, line: bytes) -> bool:
+    assert worker.process.stdin is not None
+    try:
+        worker.process.stdin.write(line)
+        worker.process.stdin.flush()
+    except BrokenPipeError:
+        return False  # it died; reading its end of file sorts out who is to blame
+    return True
+
+
+def _died(code: int) -> str:
+    return f"worker died: signal {-code}" if code < 0 else f"worker died: exit {code}"

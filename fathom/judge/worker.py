@@ -1,22 +1,34 @@
-"""The child side of `fathom.judge.pool`, which alone runs it: reads a JSON item a line, answers a JSON line each."""
+"""The child side of `fathom.judge.pool`, which alone runs it: reads a JSON item a line, answers a JSON line each.
+
+Two processes: a keeper imports the target once and forks the server that works. A server that hangs or dies is
+replaced by another fork in milliseconds, where a new interpreter with sympy takes a second.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import importlib
 import json
 import logging
 import math
 import os
 import resource
+import signal
 import sys
-from typing import Any
+from typing import Any, BinaryIO
 
 _MIB = 1 << 20
+_ITEMS_PER_SERVER = 5_000  # sympy's caches only grow; a fresh server is cheaper than a full one
+RETIRED = 70  # exit status of a server that asks to be replaced
 log = logging.getLogger(__name__)
 
 
 def main(target: str, memory_mb: int, timeout_s: float) -> None:
-    """Serves `target` ("module:function") until standard input ends."""
+    """Keeps a server for `target` ("module:function") until standard input ends.
+
+    SIGUSR1 kills the server, which is replaced; SIGTERM kills it and ends the keeper.
+    """
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # a library that prints must not write into the protocol
     module, _, name = target.partition(":")
@@ -26,20 +38,73 @@ def main(target: str, memory_mb: int, timeout_s: float) -> None:
         _say(replies, {"error": f"{type(error).__name__}: {error}"})
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    gc.collect()
+    gc.freeze()  # what is loaded now stays shared with every server
+    server = 0
+
+    def kill(number: int, frame: object) -> None:
+        if server:
+            os.kill(server, signal.SIGKILL)  # not yet waited for, so the number is still its own
+        if number == signal.SIGTERM:
+            if server:
+                os.waitpid(server, 0)
+            os._exit(0)
+
+    handled = {signal.SIGUSR1, signal.SIGTERM}
+    for one in handled:
+        signal.signal(one, kill)
+    generation = 0
+    ended: dict[str, int] = {}
+    while True:
+        signal.pthread_sigmask(signal.SIG_BLOCK, handled)
+        keeper = os.getpid()
+        server = os.fork()
+        if not server:
+            for one in handled:
+                signal.signal(one, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)
+            os._exit(_serve(function, generation, replies, keeper, memory_mb, timeout_s))
+        _say(replies, {**ended, "serving": server})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)
+        if hasattr(os, "waitid"):  # macOS has it from Python 3.13 on
+            os.waitid(os.P_PID, server, os.WEXITED | os.WNOWAIT)
+            signal.pthread_sigmask(signal.SIG_BLOCK, handled)  # before the body is reaped and its number another's
+        status = os.waitstatus_to_exitcode(os.waitpid(server, 0)[1])
+        server = 0
+        if status == 0:
+            return
+        generation, ended = generation + 1, {"ended": status}
+
+
+def _serve(function: Any, generation: int, replies: Any, keeper: int, memory_mb: int, timeout_s: float) -> int:
+    """Answers items until input ends (0) or a fresh server is due (RETIRED)."""
     if limited := sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no server outlives its keeper
+        if os.getppid() != keeper:
+            return 0
         _limit_memory(memory_mb)
     start = _peak_mib() if limited else 0.0
-    _say(replies, {"ready": True})
-    for line in sys.stdin.buffer:
+    items = open(0, "rb", closefd=False)  # noqa: SIM115  (a buffer of its own, not the keeper's)
+    if generation and not _skip_to(items, generation):
+        return 0
+    for served, line in enumerate(items, 1):
         _limit_cpu(timeout_s)
         reply = _answer(function, json.loads(line))
         # Libraries swallow MemoryError and answer "not equal". A peak this close to the limit is not believed. (One
         # single request beyond the limit leaves no trace; only a caller that lets MemoryError through reports that.)
         if limited and "error" not in reply and _peak_mib() - start > memory_mb / 2:
             reply = {"error": "out of memory", "retire": True}
+        retire = reply.pop("retire", False)
         _say(replies, reply)
-        if reply.get("retire"):
-            return
+        if retire or served >= _ITEMS_PER_SERVER:
+            return RETIRED
+    return 0
+
+
+def _skip_to(items: BinaryIO, generation: int) -> bool:
+    """Passes over what was meant for the server before; False where input ends."""
+    mark = f"#{generation}\n".encode()
+    return any(line == mark for line in items)
 
 
 def _answer(function: Any, item: Any) -> dict[str, Any]:

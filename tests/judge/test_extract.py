@@ -1,11 +1,13 @@
 """Extraction: only what a text commits to is its answer."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fathom.core.errors import UsageError
-from fathom.judge.extract import Extracted, Unread, boxes, extract
+from fathom.judge.extract import FINALS, Extracted, Unread, boxes, extract
 
 
 @pytest.mark.parametrize(
@@ -22,12 +24,20 @@ from fathom.judge.extract import Extracted, Unread, boxes, extract
         (r"\fbox{5}", "5", "boxed"),
         (r"so $\boxed 5$.", "5", "boxed"),
         (r"\boxed{3} and, cut off, \boxed{5", "3", "boxed"),
-        (r"\boxed{1} \boxed{1} \boxed{2} \boxed{3}", "3", "boxed"),
+        (r"\boxed{1} so \boxed{1} so \boxed{2}", "2", "boxed"),
+        (r"\boxed{1} and \boxed{1}, \boxed{2} \boxed{3}", "1, 2, 3", "boxed"),
+        (r"$\boxed{(98, 2)} \quad \text{and} \quad \boxed{(99, 503)}$", "(98, 2), (99, 503)", "boxed"),
+        (r"$x = \boxed{1}$ or $x = \boxed{2}$, as $\boxed{1}, \boxed{2}$", "1, 2", "boxed"),
         ("working\n#### 1,234", "1,234", "hash"),
         ("#### 3\n#### 4", "4", "hash"),
         ("The answer is 12.5. I hope it helps.", "12.5", "phrase"),
         ("**Final Answer:** $x = 3$", "$x = 3$", "phrase"),
         ("the answer is 3, no, the answer is: **4**", "4", "phrase"),
+        ("The final answer to this maths problem is 2.", "2", "phrase"),
+        ("The correct answer is (C).", "(C)", "phrase"),
+        ("The answers are $1$ and $2$.", "$1$ and $2$", "phrase"),
+        ("**Final Answer**\n\n\\[\n5\n\\]", "\\[\n5\n\\]", "phrase"),
+        ("The answer is 4. No: $x = 5$ is the final answer.", "$x = 5$", "phrase"),
     ],
 )
 def test_found(text: str, answer: str, how: str) -> None:
@@ -48,7 +58,8 @@ def test_found(text: str, answer: str, how: str) -> None:
         ("<answer>5</answer><answer>6</answer>", "answer tags disagree"),
         ("<answer>  </answer>", "answer is empty"),
         ("####   \n", "answer is empty"),
-        (r"\boxed{1}\boxed{2}\boxed{3}\boxed{4}", "box spam"),
+        (r"\boxed{1} hm \boxed{2} hm \boxed{3}", "box spam"),
+        (r"\boxed{1}, \boxed{2} or rather \boxed{3}, or rather \boxed{4}", "box spam"),
         (r"\boxed{}", "answer is empty"),
     ],
 )
@@ -68,6 +79,45 @@ def test_a_named_form_looks_for_nothing_else() -> None:
     assert extract("#### 3", "boxed") == Unread("no answer found")
     with pytest.raises(UsageError, match="final='last'"):
         extract(text, "last")
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("She makes 9 * 2 = $18\nA: 18", "18"),
+        ("it's not 10, it's 1,000.99€", "1,000.99"),
+        ("$28$ %", "$28$ %"),
+        ("Thus $x \\leq 2$ it is.", "x \\leq 2"),
+        ("Final Answer: Jane started 3 hours ago.", "3"),
+        ("so -5 there", "-5"),
+        (r"\boxed{4}, not 5", "4"),
+    ],
+)
+def test_anything_will_do_where_it_is_asked_for(text: str, answer: str) -> None:
+    found = extract(text, "any")
+    assert isinstance(found, Extracted)
+    assert found.answer == answer
+
+
+def test_a_number_inside_a_word_is_none() -> None:
+    assert extract("AZYUK2A", "any") == Unread("no answer found")
+
+
+NASTY = (
+    "\\boxed{", "<answer>", "answer to ", "$", "\\(", "1,", "answer is ", "1", "{", "\\boxed{1} and ", "<think>",
+    "a = ", " ", "#### ", "\\[ ", "1,000", "x is ", "answer:", "a", "\\text{and}", " and", "is the answer ", "$ $",
+    "-", "*", "\n",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", NASTY)
+def test_a_hundred_thousand_characters_take_less_than_a_second(piece: str) -> None:
+    text = piece * (100_000 // len(piece))
+    for nasty in (text, f"\\boxed{{1}}{text}\\boxed{{2}}", f"the answer is {text}"):
+        for final in FINALS:
+            start = time.perf_counter()
+            extract(nasty, final)
+            assert time.perf_counter() - start < 1.0
 
 
 balanced = st.recursive(

@@ -69,6 +69,34 @@ def test_a_worker_killed_from_outside_is_replaced(pool: Pool) -> None:
     assert pool.map(["c", "d"])[1] == "d"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_server_that_hung_is_replaced_by_its_keeper_without_a_new_interpreter(pool: Pool) -> None:
+    def keeper() -> str:
+        status = Path(f"/proc/{pool.pids()[0]}/status").read_text()
+        return next(line for line in status.splitlines() if line.startswith("PPid:"))
+
+    pool.map(["a"])
+    servers, first = {pool.pids()[0]}, keeper()
+    for _ in range(2):
+        before = time.monotonic()
+        assert pool.map(["hang"]) == [Broken("judging passed 1 s")]
+        assert pool.map(["b"]) == ["b"]
+        assert time.monotonic() - before < 1.5
+        servers.add(pool.pids()[0])
+    assert keeper() == first
+    assert len(servers) == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_nothing_outlives_a_keeper_that_is_killed(pool: Pool) -> None:
+    pool.map(["a"])
+    (server,) = pool.pids()
+    keeper = pool._workers[0].process.pid
+    threading.Timer(0.2, os.kill, (keeper, 9)).start()
+    assert pool.map(["hang", "b"]) == [Broken("worker died: signal 9"), "b"]
+    assert not Path(f"/proc/{server}/cmdline").exists() or Path(f"/proc/{server}/cmdline").read_bytes() == b""
+
+
 def test_close_leaves_no_process(pool: Pool) -> None:
     pool.map(["a"])
     (worker,) = pool.pids()
