@@ -1,4 +1,4 @@
-"""Runs benches by name and prints tables: `python -m bench [train] [decode] [compiled] [grpo] [judges] [profile]`."""
+"""Runs benches by name and prints tables: `python -m bench [train] [decode] [compiled] [grpo] [sandbox] [judges] …`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ NAMES = ("train", "decode", "compiled", "grpo")  # what is run where nothing is 
 def main() -> None:
     """Measures what the command line names, or everything."""
     asked = sys.argv[1:] or list(NAMES)
-    if unknown := [name for name in asked if name not in (*NAMES, "judges", "profile")]:
-        sys.exit(f"{unknown[0]}: no such bench; there are {', '.join(NAMES)}, judges and profile")
+    if unknown := [name for name in asked if name not in (*NAMES, "sandbox", "judges", "profile")]:
+        sys.exit(f"{unknown[0]}: no such bench; there are {', '.join(NAMES)}, sandbox, judges and profile")
     if "profile" in asked:
         from bench.profile import shares
         print(shares())
         asked.remove("profile")
+    if "sandbox" in asked:
+        from bench import sandbox
+        print(f"saved in {save('sandbox', sandbox.measure(), {})}", flush=True)
+        asked.remove("sandbox")
     if "judges" in asked:
         from bench import judges
         pair, scores, hard = judges.measure()

@@ -12,7 +12,7 @@ import sys
 from fractions import Fraction
 from typing import Any
 
-import mpmath  # type: ignore[import-untyped]
+import mpmath
 from math_verify import LatexExtractionConfig, parse, verify
 
 from fathom.judge.answers import Answer, Chain, Items, Value, Words
