@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fathom.core.errors import UsageError
-from fathom.judge.reading import is_formula
+from fathom.judge.answers.reading import is_formula
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _TOKEN = re.compile(r"[^\s$\\{}]+")

@@ -15,13 +15,13 @@ from fractions import Fraction
 from typing import Self
 
 from fathom.core.errors import FathomError
-from fathom.judge.answers import Answer, Value, Words
-from fathom.judge.compare import rounding, same_readings, same_value
-from fathom.judge.expressions import TooDear
+from fathom.judge.answers.answer import Answer, Value, Words
+from fathom.judge.answers.compare import rounding, same_readings, same_value
+from fathom.judge.answers.expressions import TooDear
+from fathom.judge.answers.notation import clean
+from fathom.judge.answers.reading import option, readings
 from fathom.judge.extract import Extracted, Unread, extract
-from fathom.judge.notation import clean
 from fathom.judge.pool import Broken, Pool
-from fathom.judge.reading import option, readings
 from fathom.judge.verdict import Verdict
 
 LONGEST_ANSWER = 1_000  # of a gold answer in a data set
@@ -120,7 +120,7 @@ class MathsJudge:
     """
 
     def __init__(self, workers: int = 1, timeout_s: float = 5.0, memory_mb: int = 1024) -> None:
-        self._pool = Pool("fathom.judge.symbolic:compare", workers, timeout_s, memory_mb)
+        self._pool = Pool("fathom.judge.answers.symbolic:compare", workers, timeout_s, memory_mb)
         self._known: dict[tuple[str, str], str] = {}
 
     def __enter__(self) -> Self:

@@ -17,7 +17,7 @@ from typing import Any
 from fathom.core.chat import Message
 from fathom.core.errors import FathomError, UsageError
 from fathom.judge.code import AssertTests, CaseTests, StdinTests, Tests, to_json
-from fathom.judge.names import parse
+from fathom.judge.code.names import parse
 from fathom.tasks.formats import Asked
 from fathom.tasks.rows import BadRow
 

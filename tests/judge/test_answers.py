@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.judge.answers import Items, Named, Ratio, Reals, Record, Value, Words
-from fathom.judge.compare import same_answer, same_readings, same_tree, same_value
-from fathom.judge.expressions import QUICK, THOROUGH, Budget, NotRead, TooDear, parse
-from fathom.judge.forms import form, value
-from fathom.judge.reading import is_formula, option, read, readings
-from fathom.judge.units import unit
+from fathom.judge.answers.answer import Items, Named, Ratio, Reals, Record, Value, Words
+from fathom.judge.answers.compare import same_answer, same_readings, same_tree, same_value
+from fathom.judge.answers.expressions import QUICK, THOROUGH, Budget, NotRead, TooDear, parse
+from fathom.judge.answers.forms import form, value
+from fathom.judge.answers.reading import is_formula, option, read, readings
+from fathom.judge.answers.units import unit
 
 
 def same(gold: str, answer: str) -> bool | None:

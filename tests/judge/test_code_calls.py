@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.judge.calls import said
-from fathom.judge.guest.messages import DEEPEST, Codec, Handle, Unfit
-from fathom.judge.guest.tests import same
+from fathom.judge.code.calls import said
+from fathom.judge.code.guest.messages import DEEPEST, Codec, Handle, Unfit
+from fathom.judge.code.guest.tests import same
 from fathom.judge.sandbox import End, Ran
 
 HASHABLE = st.recursive(

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from fathom.core.errors import UsageError
-from fathom.judge import code
 from fathom.judge.code import AssertTests, CodeJudge, StdinTests, same_words
+from fathom.judge.code import judge as code
 from fathom.judge.sandbox import End, Limits, Program, Ran
 from fathom.judge.verdict import Outcome
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from fathom.judge.code.programs import LONGEST_PROGRAM, program
 from fathom.judge.extract import Extracted, Unread
-from fathom.judge.programs import LONGEST_PROGRAM, program
 
 CODE = "def f():\n    return 1\n"
 

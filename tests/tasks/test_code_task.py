@@ -13,7 +13,7 @@ import pytest
 
 from fathom.core.errors import FathomError, UsageError
 from fathom.judge.code import AssertTests, CaseTests, CodeJudge, StdinTests, from_json
-from fathom.judge.names import parse
+from fathom.judge.code.names import parse
 from fathom.judge.verdict import Outcome
 from fathom.tasks.code import CodeTask
 from fathom.tasks.task import Problem, Task, load_task

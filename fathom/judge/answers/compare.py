@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
-from fathom.judge.answers import (
+from fathom.judge.answers.answer import (
     Answer,
     Chain,
     Items,
@@ -29,9 +29,9 @@ from fathom.judge.answers import (
     position,
     reals,
 )  # fmt: skip
-from fathom.judge.expressions import QUICK, Budget, Node, TooDear, num, renamed
-from fathom.judge.forms import constant_log, form, proportional, same, symbols_of, value, whole_only
-from fathom.judge.units import DEGREE, PERCENT
+from fathom.judge.answers.expressions import QUICK, Budget, Node, TooDear, num, renamed
+from fathom.judge.answers.forms import constant_log, form, proportional, same, symbols_of, value, whole_only
+from fathom.judge.answers.units import DEGREE, PERCENT
 
 Leaf = Callable[[Value, Value], bool | None]
 _ROUNDING = 1e-4

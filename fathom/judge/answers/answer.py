@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from fathom.judge.expressions import Node
-from fathom.judge.forms import value
-from fathom.judge.units import Unit
+from fathom.judge.answers.expressions import Node
+from fathom.judge.answers.forms import value
+from fathom.judge.answers.units import Unit
 
 
 @dataclass(frozen=True)

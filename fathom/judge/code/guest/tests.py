@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NoReturn
 
-from fathom.judge.guest.messages import SOCKET, Codec, Handle, Unfit, receive, send, silent
+from fathom.judge.code.guest.messages import SOCKET, Codec, Handle, Unfit, receive, send, silent
 
 LONGEST_DETAIL = 500  # characters of an exception's message
 _SEEN_S = 0.1  # a process that dies closes its sockets before it can be waited for

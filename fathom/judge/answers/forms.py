@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from fathom.judge.expressions import Budget, Node, TooDear
+from fathom.judge.answers.expressions import Budget, Node, TooDear
 
 Monomial = tuple[tuple[str, Fraction], ...]
 Sum = dict[Monomial, Fraction]

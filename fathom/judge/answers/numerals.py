@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from fathom.judge.answers import Value
-from fathom.judge.expressions import num
+from fathom.judge.answers.answer import Value
+from fathom.judge.answers.expressions import num
 
 _TEXT_MACRO = re.compile(r"\\(?:text|mathrm|operatorname\*?)\{([^{}]*)\}")
 _REPEATING = re.compile(

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, Self
 
-from fathom.judge.calls import Told, Unfit, restored
 from fathom.judge.code import WALL, CodeJudge
+from fathom.judge.code.calls import Told, Unfit, restored
 from fathom.judge.extract import Unread, after_thinking, boxes
 from fathom.judge.sandbox import Level, Limits
 from fathom.judge.verdict import Verdict

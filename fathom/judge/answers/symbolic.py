@@ -15,11 +15,11 @@ from typing import Any
 import mpmath
 from math_verify import LatexExtractionConfig, parse, verify
 
-from fathom.judge.answers import Answer, Chain, Items, Value, Words
-from fathom.judge.compare import in_common_unit, points, same_readings, same_value
-from fathom.judge.expressions import THOROUGH, Node, TooDear
-from fathom.judge.forms import value
-from fathom.judge.reading import readings
+from fathom.judge.answers.answer import Answer, Chain, Items, Value, Words
+from fathom.judge.answers.compare import in_common_unit, points, same_readings, same_value
+from fathom.judge.answers.expressions import THOROUGH, Node, TooDear
+from fathom.judge.answers.forms import value
+from fathom.judge.answers.reading import readings
 
 _CONFIG = (LatexExtractionConfig(boxed_match_priority=-1),)  # its other extraction takes the last number of any text
 _LONGEST = 1_000  # for math-verify, whose parser is far from linear

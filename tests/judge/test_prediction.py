@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from fathom.judge import code
-from fathom.judge.code_io import Answer, Asked, PredictionJudge, Status, answer, is_close
+from fathom.judge.code import judge as code
+from fathom.judge.code.prediction import Answer, Asked, PredictionJudge, Status, answer, is_close
 from fathom.judge.extract import Unread
 from fathom.judge.sandbox import End, Program, Ran
 from fathom.judge.verdict import Outcome

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fathom.judge.guest.messages import Codec, Unfit
+from fathom.judge.code.guest.messages import Codec, Unfit
 from fathom.judge.sandbox import End, Limits, Program, Ran
 
 MORE_WALL_S = 5.0  # that the tests have beyond the solution, so that it is the solution which meets the limit

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from fathom.judge.guest.messages import Codec, Unfit, receive, send, silent
+from fathom.judge.code.guest.messages import Codec, Unfit, receive, send, silent
 
 LONGEST_CHAIN = 100_000  # nodes of a linked list or a tree
 

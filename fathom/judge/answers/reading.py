@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from fathom.judge.answers import (
+from fathom.judge.answers.answer import (
     Answer,
     Chain,
     Items,
@@ -27,11 +27,11 @@ from fathom.judge.answers import (
     segment,
     without,
 )  # fmt: skip
-from fathom.judge.expressions import QUICK, Budget, Node, NotRead, TooDear, num, parse
-from fathom.judge.forms import line, symbols_of
-from fathom.judge.notation import balanced, clean, fenced, split
-from fathom.judge.numerals import numeral
-from fathom.judge.units import DEGREE, PERCENT, Unit, unit
+from fathom.judge.answers.expressions import QUICK, Budget, Node, NotRead, TooDear, num, parse
+from fathom.judge.answers.forms import line, symbols_of
+from fathom.judge.answers.notation import balanced, clean, fenced, split
+from fathom.judge.answers.numerals import numeral
+from fathom.judge.answers.units import DEGREE, PERCENT, Unit, unit
 
 _AND = r"\s(?:[aA]nd|AND|&)\s|\\(?:text|mathrm)\{\s*,?\s*and\s*\}|\\&"
 _OR = r"\s(?:or|OR)\s|\\(?:text|mathrm)\{\s*,?\s*(?:or|OR)\s*\}"

@@ -18,10 +18,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self, get_args
 
 from fathom.core.errors import UsageError
-from fathom.judge.calls import Told, ending, pair, plain, said
+from fathom.judge.code.calls import Told, ending, pair, plain, said
+from fathom.judge.code.names import is_module, names
+from fathom.judge.code.programs import Reading, program
 from fathom.judge.extract import Unread
-from fathom.judge.names import is_module, names
-from fathom.judge.programs import Reading, program
 from fathom.judge.sandbox import End, Level, Limits, Program, Ran, Sandbox
 from fathom.judge.verdict import Verdict
 

@@ -1,5 +1,0 @@
-"""What runs inside the sandbox: a solution that answers calls, and tests that make them. Standard library only.
-
-The text of these files begins both programs of a pair (`fathom.judge.calls` writes them); nothing else of fathom is
-there.
-"""
