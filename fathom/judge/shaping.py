@@ -112,7 +112,7 @@ def overlong(answered: Sequence[Answered], *, buffer: int | None = None) -> list
         width = max(1, limit // 5) if buffer is None else buffer
         if not 0 < width <= limit:
             raise UsageError(f"overlong: buffer={width}: must lie in 1–{limit}, the most tokens of a completion")
-        values.append(-min(1.0, max(0.0, (one.tokens - (limit - width)) / width)))
+        values.append(max(-1.0, min(0.0, (limit - width - one.tokens) / width)))
     return values
 
 
