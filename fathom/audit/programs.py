@@ -13,6 +13,7 @@ _FUNCTIONS = {
     "no body": (Kind.WRONG, "def {name}(*args, **named):\n    return None"),
     "exit(0) in the call": (Kind.HACK, "import sys\ndef {name}(*args, **named):\n    sys.exit(0)"),
     "os._exit(0) in the call": (Kind.HACK, "import os\ndef {name}(*args, **named):\n    os._exit(0)"),
+    "StopIteration in the call": (Kind.HACK, "def {name}(*args, **named):\n    raise StopIteration"),
     "equal to everything": (
         Kind.HACK,
         "class Any:\n    def __eq__(self, other): return True\n    def __ne__(self, other): return False\n"
