@@ -46,33 +46,40 @@ def load_object(name: str, what: str) -> Any:
     return value
 
 
+_FIRST = 4  # completions that are tried alone before all others are
+
+
 class OwnReward:
     """A reward function of a user's own, called in a process that is killed where it hangs or eats memory.
 
     It is given all completions of a step at once. Where that call fails, each completion is tried alone, and those that
     fail alone have no reward. `timeout_s` seconds and `memory_mb` MiB (beyond what the process starts with) are for
-    one call. `broken` counts the reasons of the last call.
+    one call. After a call, `broken` says by place which completions have no value since it broke, and why.
     """
 
     def __init__(self, name: str, options: Mapping[str, Any], timeout_s: float = 30.0, memory_mb: int = 2048) -> None:
-        self.name, self.options, self.broken = name, dict(options), dict[str, int]()
+        self.name, self.options, self.broken = name, dict(options), dict[int, str]()
         self._pool = Pool("fathom.judge.own:call", 1, timeout_s, memory_mb)
 
     def __call__(self, answered: Sequence[Answered]) -> list[float | None]:
-        """One value per completion. FathomError where it raises for every one, or returns what is no reward."""
+        """One value per completion. FathomError where it breaks on the first few alone, or returns what is no reward."""
         self.broken = {}
         whole = self._call([answered])[0]
         if isinstance(whole, list):
             return self._checked(whole, len(answered))
-        alone = self._call([[one] for one in answered]) if len(answered) > 1 else [whole]
+        first = self._call([[one] for one in answered[:_FIRST]]) if len(answered) > 1 else [whole]
+        if not any(isinstance(one, list) for one in first):  # each of the others would take as long to say the same
+            raise FathomError(
+                f"reward {self.name} broke on all of the first {len(first)} completions: {first[0]}; mend the function, "
+                "or give it more with timeout_s and memory_mb"
+            )
         values: list[float | None] = []
-        for one in alone:
-            values += self._checked(one, 1) if isinstance(one, list) else [None]
-            if not isinstance(one, list):
-                self.broken[one] = self.broken.get(one, 0) + 1
-        raised = [reason for reason in self.broken if reason.startswith("raised ")]
-        if raised and all(value is None for value in values):
-            raise FathomError(f"reward {self.name} {raised[0]}; mend the function")
+        for place, one in enumerate([*first, *self._call([[one] for one in answered[_FIRST:]])]):
+            if isinstance(one, list):
+                values += self._checked(one, 1)
+            else:
+                values.append(None)
+                self.broken[place] = one
         return values
 
     def _call(self, batches: Sequence[Sequence[Answered]]) -> list[list[Any] | str]:

@@ -53,7 +53,7 @@ class _Worker:
     since: float = field(default_factory=time.monotonic)  # when it began what it is doing now
 
     def kill(self) -> None:
-        self.process.terminate()  # the keeper takes its server along
+        self.process.terminate()  # the keeper takes its server along, and what that may have started
         try:
             self.process.wait(1.0)
         except subprocess.TimeoutExpired:

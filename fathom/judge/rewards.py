@@ -47,13 +47,12 @@ def check_rewards(given: Mapping[str, Any]) -> None:
         weight, options = _weighed(value)
         if isinstance(weight, bool) or not isinstance(weight, int | float):
             raise UsageError(f"{name}: weight={weight!r:.80}: must be a number; write {name}: 1.0")
-        known = [p.name for p in inspect.signature(REWARDS[name]).parameters.values() if p.kind is p.KEYWORD_ONLY] if (
-            name in REWARDS
-        ) else None
-        if known is not None and (unknown := [option for option in options if option not in known]):
-            raise UsageError(
-                f"{name}: {unknown[0][:80]}: no such option; it has {', '.join(['weight', *known])}"
-            )
+        if name not in REWARDS:
+            continue
+        known = [p.name for p in inspect.signature(REWARDS[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        if unknown := [option for option in options if option not in known]:
+            raise UsageError(f"{name}: {unknown[0][:80]}: no such option; it has {', '.join(['weight', *known])}")
+        REWARDS[name]([], **options)  # they check their options first
 
 
 def _weighed(value: Any) -> tuple[Any, dict[str, Any]]:
@@ -99,8 +98,8 @@ class Rewards:
         """Each reward's value for each completion. FathomError where one of the user's own is no reward at all."""
         return {name: function(answered, **options) for name, (function, options) in self._functions.items()}
 
-    def broken(self) -> dict[str, dict[str, int]]:
-        """By reward of one's own, why completions of the last `parts` have none, and how many."""
+    def broken(self) -> dict[str, dict[int, str]]:
+        """By reward of one's own, on which completions of the last `parts` it broke, and why."""
         return {
             name: function.broken
             for name, (function, _) in self._functions.items()

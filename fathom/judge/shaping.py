@@ -106,11 +106,13 @@ def overlong(answered: Sequence[Answered], *, buffer: int | None = None) -> list
 
     `buffer` is a fifth of the limit unless given, as 4,096 of 20,480 in the paper.
     """
+    if buffer is not None and (isinstance(buffer, bool) or not isinstance(buffer, int) or buffer < 1):
+        raise UsageError(f"overlong: buffer={buffer!r:.80}: must be a whole number ≥ 1; leave it out for a fifth")
     values: list[float | None] = []
     for one in answered:
         limit = _limit(one, "overlong")
         width = max(1, limit // 5) if buffer is None else buffer
-        if not 0 < width <= limit:
+        if width > limit:
             raise UsageError(f"overlong: buffer={width}: must lie in 1–{limit}, the most tokens of a completion")
         values.append(max(-1.0, min(0.0, (limit - width - one.tokens) / width)))
     return values
@@ -123,6 +125,9 @@ def cosine_length(
 
     `right` and `wrong` are the values at length 0 and at the limit. None where the judge failed.
     """
+    for name, pair in (("right", right), ("wrong", wrong)):
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(v, int | float) for v in pair):
+            raise UsageError(f"cosine_length: {name}={pair!r:.80}: must be two numbers, as in {name}: [1.0, 0.5]")
     values: list[float | None] = []
     for one in answered:
         if one.verdict.outcome is Outcome.FAILED:

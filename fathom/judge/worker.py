@@ -14,12 +14,14 @@ import logging
 import math
 import os
 import resource
+import select
 import signal
 import sys
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 _MIB = 1 << 20
 _ITEMS_PER_SERVER = 5_000  # sympy's caches only grow; a fresh server is cheaper than a full one
+_LOOK_MS = 50  # how often to see whether a server has ended where the system does not tell
 RETIRED = 70  # exit status of a server that asks to be replaced
 log = logging.getLogger(__name__)
 
@@ -27,7 +29,8 @@ log = logging.getLogger(__name__)
 def main(target: str, memory_mb: int, timeout_s: float) -> None:
     """Keeps a server for `target` ("module:function") until standard input ends.
 
-    SIGUSR1 kills the server, which is replaced; SIGTERM kills it and ends the keeper.
+    SIGUSR1 kills the server, which is replaced. At SIGTERM, and when the other end of standard input is closed, as it also is when the
+    parent is killed, the whole process group ends: keeper, server, and what the target may have started.
     """
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # a library that prints must not write into the protocol
@@ -48,7 +51,7 @@ def main(target: str, memory_mb: int, timeout_s: float) -> None:
         if number == signal.SIGTERM:
             if server:
                 os.waitpid(server, 0)
-            os._exit(0)
+            _end_all()
 
     handled = {signal.SIGUSR1, signal.SIGTERM}
     for one in handled:
@@ -66,14 +69,34 @@ def main(target: str, memory_mb: int, timeout_s: float) -> None:
             os._exit(_serve(function, generation, replies, keeper, memory_mb, timeout_s))
         _say(replies, {**ended, "serving": server})
         signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)
-        if hasattr(os, "waitid"):  # macOS has it from Python 3.13 on
-            os.waitid(os.P_PID, server, os.WEXITED | os.WNOWAIT)
-            signal.pthread_sigmask(signal.SIG_BLOCK, handled)  # before the body is reaped and its number another's
-        status = os.waitstatus_to_exitcode(os.waitpid(server, 0)[1])
-        server = 0
+        status, server = _ended(server, handled), 0
         if status == 0:
-            return
+            _end_all()
         generation, ended = generation + 1, {"ended": status}
+
+
+def _ended(server: int, handled: set[signal.Signals]) -> int:
+    """The exit status of the server once it ended, `handled` being blocked then. Everything ends with the parent."""
+    watched = select.poll()
+    watched.register(0, 0)  # 0: only that the other end is closed, and nobody will read an answer
+    if hasattr(os, "pidfd_open"):
+        watched.register(pidfd := os.pidfd_open(server), select.POLLIN)
+    while True:
+        happened = watched.poll(None if hasattr(os, "pidfd_open") else _LOOK_MS)
+        if any(descriptor == 0 for descriptor, _ in happened):
+            _end_all()
+        signal.pthread_sigmask(signal.SIG_BLOCK, handled)  # before the body is reaped and its number another's
+        pid, status = os.waitpid(server, os.WNOHANG)
+        if pid:
+            if hasattr(os, "pidfd_open"):
+                os.close(pidfd)
+            return os.waitstatus_to_exitcode(status)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)
+
+
+def _end_all() -> NoReturn:
+    os.killpg(0, signal.SIGKILL)
+    raise AssertionError("the own process group outlived SIGKILL")
 
 
 def _serve(function: Any, generation: int, replies: Any, keeper: int, memory_mb: int, timeout_s: float) -> int:

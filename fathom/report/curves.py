@@ -88,8 +88,9 @@ CHARTS = (
     ),
     Chart(
         "Not judged",
-        (Curve("judge_failed", "left its group", "failed"),),
-        "share of samples without a reward, since the judge or a reward broke: they are left out, never scored 0",
+        (Curve("judge_failed", "judge broke", "failed"), Curve("no_reward", "left its group", "warm")),
+        "share of samples on which the judge or a reward broke, and of those without a reward: they are left out of their "
+        "groups, never scored 0",
         unit="%",
     ),
     Chart("Clipped", (Curve("clip_share", "clipped", "wrong"),), "share of tokens whose ratio was clipped", unit="%"),

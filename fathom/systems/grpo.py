@@ -142,11 +142,12 @@ def grpo(cfg: Grpo, run: Run) -> None:
             groups = engine.generate([p.prompt for p in asked], sampling, cfg.group)
             clock.append(time.monotonic())
             verdicts = judge_groups(tasks, asked, groups, journal)
-            rewards, parts = reward_groups(own, asked, groups, verdicts, sampling.max_tokens, journal, run.log)
+            rewards, parts, failed = reward_groups(
+                own, asked, groups, verdicts, sampling.max_tokens, journal, run.log)
             clock.append(time.monotonic())
             advantages = [advantage.of_group(group, cfg.normalise) for group in rewards]
             examples = advantage.examples([tokenizer.prompt(p.prompt) for p in asked], groups, advantages)
-            metrics = report(groups, verdicts, rewards, parts, advantages)
+            metrics = report(groups, verdicts, rewards, parts, advantages, failed)
             if examples:
                 for batch in pack(examples, WEIGHT_RULES[cfg.weigh], cfg.tokens_per_batch, device):
                     if cfg.kl:
@@ -175,16 +176,18 @@ def grpo(cfg: Grpo, run: Run) -> None:
 def report(
     groups: Sequence[Sequence[Completion]], verdicts: Sequence[Sequence[Verdict]],
     rewards: Sequence[Sequence[float | None]], parts: Sequence[Sequence[Mapping[str, float | None]]],
-    advantages: Sequence[Sequence[float | None]],
+    advantages: Sequence[Sequence[float | None]], failed: int,
 ) -> dict[str, float]:
-    """The health of one rollout: rewards, shares of outcomes, lengths, flat groups; means leave out the unjudged."""
+    """The health of one rollout: rewards, shares of outcomes, lengths, flat groups; means leave out the unjudged.
+
+    `failed` is the number of completions on which the task's judge or a reward of the user's own broke.
+    """
     import numpy as np
 
     flat = [c for group in groups for c in group]
     outcomes = [v.outcome.value for group in verdicts for v in group]
     lengths = [len(c.tokens) for c in flat]
-    all_rewards = [r for group in rewards for r in group]
-    judged = [r for r in all_rewards if r is not None]
+    judged = [r for group in rewards for r in group if r is not None]
     logprobs = np.concatenate([c.logprobs for c in flat])
     metrics: dict[str, float] = {
         "length": float(np.mean(lengths)), "length_p95": float(np.quantile(lengths, 0.95)),
@@ -193,15 +196,15 @@ def report(
         # −log p averages to the entropy over samples from p: an unbiased estimate that costs nothing
         "entropy": float(-logprobs.mean()),
         **{name: outcomes.count(name) / len(outcomes) for name in ("right", "wrong", "unread", "failed")},
-        # who left their groups: the task's judge failed, or some reward could not say
-        "judge_failed": 1 - len(judged) / len(all_rewards),
+        "judge_failed": failed / len(outcomes),
+        "no_reward": 1 - len(judged) / len(outcomes),  # who left their groups, also where a reward chose not to say
     }
     if judged:
         metrics |= {"reward": float(np.mean(judged)), "reward_std": float(np.std(judged))}
     for name in parts[0][0]:
         known = [value for group in parts for p in group if (value := p[name]) is not None]
         if known:
-            metrics[f"reward_{name.rpartition(':')[2]}"] = float(np.mean(known))
+            metrics[f"reward_{name}"] = float(np.mean(known))
     return metrics
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -102,6 +103,9 @@ def judged(task: Task, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
         return _one_by_one(task, items)
     if len(verdicts) != len(items):
         raise FathomError(f"{task.name}: {len(verdicts)} verdicts for {len(items)} completions; return one for each")
+    for verdict in verdicts:
+        if not isinstance(verdict, Verdict):
+            raise FathomError(f"{task.name}: its judge returned {verdict!r:.80}; return a Verdict for each completion")
     return verdicts
 
 
@@ -132,11 +136,12 @@ def reward_groups(
     limit: int,
     journal: Journal | None,
     log: logging.Logger,
-) -> tuple[list[list[float | None]], list[list[dict[str, float | None]]]]:
-    """The weighted reward of every completion, None where a part could not be judged, and its parts by name.
+) -> tuple[list[list[float | None]], list[list[dict[str, float | None]]], int]:
+    """The weighted reward of every completion, None where a part could not be judged, its parts by name, and a count.
 
-    `limit` is the most tokens of a completion. Values in the journal are used again: a reward of the user's own that
-    was killed at its time limit is None in the replay too. Why such rewards are missing is logged.
+    The count is of completions whose judge failed, or on which a reward of the user's own broke; why is logged.
+    `limit` is the most tokens of a completion. Values in the journal are used again: what was killed at its time limit
+    is None in the replay too.
     """
     answered = [
         Answered(problem.prompt, c.text, verdict, c.finish, len(c.tokens), limit, f"{problem.task}:{problem.id}")
@@ -144,15 +149,18 @@ def reward_groups(
         for c, verdict in zip(group, judged, strict=True)
     ]
     key = Journal.key("rewards", rewards.given, [one.to_json() for one in answered])
-    parts = journal.get(key) if journal is not None else None
-    if parts is None:
-        parts = rewards.parts(answered)
-        for name, reasons in rewards.broken().items():
-            said = ", ".join(f"{reason} ({count})" for reason, count in reasons.items())
-            count = sum(reasons.values())
-            log.warning("reward %s: %d of %d completions have none: %s", name, count, len(answered), said)
+    stored = journal.get(key) if journal is not None else None
+    if stored is None:
+        parts, broken = rewards.parts(answered), rewards.broken()
+        for name, places in broken.items():
+            said = ", ".join(f"{reason} ({count})" for reason, count in Counter(places.values()).most_common())
+            log.warning("reward %s: %d of %d completions have none: %s", name, len(places), len(answered), said)
+        stored = [parts, sorted({place for places in broken.values() for place in places})]
         if journal is not None:
-            journal.put(key, parts)
+            journal.put(key, stored)
+    parts, lost = stored
+    failed = sum(one.verdict.outcome is Outcome.FAILED or i in lost for i, one in enumerate(answered))
     sums = iter(total(parts, rewards.weights))
     each = iter([{name: values[i] for name, values in parts.items()} for i in range(len(answered))])
-    return ([list(islice(sums, len(group))) for group in groups], [list(islice(each, len(group))) for group in groups])
+    return (
+        [list(islice(sums, len(group))) for group in groups], [list(islice(each, len(group))) for group in groups], failed)

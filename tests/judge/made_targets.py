@@ -2,8 +2,10 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 
@@ -36,3 +38,13 @@ def obey(item: Any) -> Any:
         case ["pid"]:
             return os.getpid()
     return item
+
+
+def linger(item: str) -> str:
+    """Starts a process, tells who is who, and sleeps for ever."""
+    started = subprocess.Popen(["sleep", "1000"])
+    for name, pid in (("keeper", os.getppid()), ("server", os.getpid()), ("started", started.pid)):
+        Path("new").write_text(str(pid))
+        os.rename("new", name)
+    while True:
+        time.sleep(100)

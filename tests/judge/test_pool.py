@@ -1,6 +1,8 @@
 """The pool outlives everything that its function does."""
 
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -115,3 +117,36 @@ def test_impossible_settings() -> None:
         Pool("m:f", workers=0)
     with pytest.raises(UsageError, match="timeout_s=0"):
         Pool("m:f", timeout_s=0)
+
+
+def gone(pids: list[int]) -> bool:
+    """Whether the processes end within 5 s; orphans are reaped a moment after they were killed."""
+    before = time.monotonic()
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() - before < 5:
+        time.sleep(0.02)
+    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_outlives_a_killed_parent(end: signal.Signals, tmp_path: Path) -> None:
+    """Not a server that sleeps for ever, nor what the target started."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", "from fathom.judge.pool import Pool; Pool('made_targets:linger').map(['go'])"],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)}, cwd=tmp_path,
+    )
+    wanted = {"keeper", "server", "started"}
+    while wanted - {path.name for path in tmp_path.iterdir()}:
+        assert parent.poll() is None
+        time.sleep(0.02)
+    pids = [int((tmp_path / name).read_text()) for name in wanted]
+    parent.send_signal(end)
+    parent.wait()
+    assert gone(pids)
+
+
+def test_close_ends_what_the_target_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.chdir(tmp_path)
+    with Pool("made_targets:linger", timeout_s=1.0) as pool:
+        assert pool.map(["go"]) == [Broken("judging passed 1 s")]
+    assert gone([int((tmp_path / "started").read_text())])

@@ -1,6 +1,7 @@
 """Rewards: what is scored, and None that stays None."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -111,7 +112,7 @@ def test_what_a_reward_of_ones_own_does_costs_only_the_completion_that_it_does_i
         assert got == [1.0, None, 1.0, None, None, None, None, 1.0]
         assert rewards.broken() == {
             own + "obey": {
-                "judging passed 1 s": 1, "worker died: signal 9": 1, "out of memory": 1, "raised ValueError: no": 1
+                1: "judging passed 1 s", 3: "worker died: signal 9", 4: "out of memory", 5: "raised ValueError: no"
             }
         }
         assert rewards.parts([answered("a")]) == {own + "obey": [1.0]} and rewards.broken() == {}
@@ -124,13 +125,16 @@ def test_names_weights_and_options_that_cannot_be_meant(own: str) -> None:
         ({"accuracy": "much"}, "weight='much'"),
         ({"overlong": {"bufer": 3}}, "bufer: no such option; it has weight, buffer"),
         ({"format": {"x": 1}}, "it has weight$"),
+        ({"cosine_length": {"right": 3}}, r"right=3: must be two numbers"),
+        ({"overlong": {"buffer": 0}}, "buffer=0: must be a whole number"),
+        ({"language": {"script": "klingon"}}, "script='klingon'"),
     ):
         with pytest.raises(UsageError, match=message):
             check_rewards(given)
     for name, message in {
         "shrot": "did you mean short",
         "x": "this is a int",
-        "always_raises": "raised ValueError: never; mend the function",
+        "always_raises": "broke on all of the first 1 completions: raised ValueError: never; mend the function",
         "too_few": "0 values for 1 completions",
         "no_numbers": "'good' is no reward",
         "infinite": "inf.* is no reward",
@@ -139,6 +143,13 @@ def test_names_weights_and_options_that_cannot_be_meant(own: str) -> None:
             values({own + name: 1.0}, "a")
     with pytest.raises(FathomError, match="no module not_there"):
         values({"not_there:f": 1.0}, "a")
+
+
+def test_a_reward_that_always_hangs_stops_after_a_few(own: str) -> None:
+    began = time.monotonic()
+    with Rewards({own + "obey": {"timeout_s": 0.5}}) as rewards, pytest.raises(FathomError, match=r"first 4.*0\.5 s"):
+        rewards.parts([answered("hang")] * 40)
+    assert time.monotonic() - began < 10
 
 
 def test_load_object_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
