@@ -40,7 +40,7 @@ def _top(
 @app.command("run", context_settings=EXTRA)
 def run(
     ctx: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="a YAML file, or one that ships: tiny/demo, tiny/problems")],
+    recipe: Annotated[str, typer.Argument(help="a YAML file, or one that ships, like tiny/demo")],
     dir: Annotated[Path | None, typer.Option(help="the run directory (default: runs/NAME)")] = None,
     seed: Annotated[int | None, typer.Option(help="in place of the recipe's seed", min=0)] = None,
     fresh: Fresh = False, dry_run: Dry = False, quiet: Quiet = False,
@@ -72,7 +72,7 @@ def demo(
 @app.command("audit", context_settings=EXTRA)
 def audit(
     ctx: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="a YAML file, or one that ships: tiny/demo, tiny/problems")],
+    recipe: Annotated[str, typer.Argument(help="as for `fathom run`, with the same name=value words")],
     labels: Annotated[Path | None, typer.Option(help="JSON lines with answer, text and right: does the judge agree?")]
     = None,
     seconds: Annotated[float, typer.Option(help="what is not done by then is a failure, by name")] = 60.0,

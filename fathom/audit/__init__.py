@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -72,8 +73,8 @@ def audit(
     failed = [check for check in found if check.state is State.FAIL]
     out.print(Text(f"{len(found)} checks in {time.monotonic() - began:.0f} s, {len(failed)} failed"))
     if failed:
-        listed = "".join(f"\n  {check.stage}: {check.name}: {check.said}; {check.remedy}" for check in failed)
-        raise AuditFailed(f"audit of {recipe}: {len(failed)} of {len(found)} checks failed{listed}")
+        listed = ", ".join(f"{check.stage}: {check.name}" for check in failed)
+        raise AuditFailed(f"audit of {recipe}: {len(failed)} of {len(found)} checks failed: {listed}; see → above")
     return found
 
 
@@ -102,17 +103,17 @@ def checks(
     root = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(dict.fromkeys([root, *(path for path in sys.path if path)]))
     child = subprocess.Popen(
-        [sys.executable, "-m", "fathom.audit.child", asked], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        [sys.executable, "-m", "fathom.audit.child", asked], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,  # its judges' processes end with it
+        start_new_session=True,  # so that what users' code starts there can be ended with it
     )
     try:
         yield from _told(child, time.monotonic() + seconds, seconds)
     finally:
-        if child.poll() is None:
+        with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
-        for stream in (child.stdout, child.stderr):
+        for stream in (child.stdin, child.stdout, child.stderr):
             if stream is not None:
                 stream.close()
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ def main(asked: str) -> None:
         said.write(json.dumps(value) + "\n")
         said.flush()
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     want = json.loads(asked)
     try:
         found: Iterator[Check | tuple[str, str]] = all_checks(
@@ -32,6 +35,12 @@ def main(asked: str) -> None:
     except FathomError as error:
         tell({"refused": str(error), "usage": isinstance(error, UsageError)})
     tell({"end": True})
+
+
+def _end_with_parent() -> None:
+    """Ends this process and what it started when the parent is gone, which alone holds the other end of the input."""
+    sys.stdin.buffer.read()
+    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from fathom.tasks.rows import BadRow
 ROWS = 400  # records of each source that are looked at
 MOST_REJECTED = 0.2
 MOST_TOO_LONG = 0.1
+_TURNS = 4  # of an assistant, whose prompts are compared
 _SHOWN = 1_500  # characters of the example that is printed
 
 # fault → what it means, and what to do about it
@@ -63,12 +64,20 @@ def faults(tokenizer: Tokenizer, chat: Sequence[Message]) -> dict[str, str]:
         found["trained beyond the answer"] = f"{count} tokens instead of {expected}"
     if encoded.tokens[:2] == [tokenizer.bos_id] * 2:
         found["double BOS"] = f"{tokenizer.bos!r} twice"
-    first = next(i for i, message in enumerate(chat) if message.role == "assistant")
-    if first:
-        prompt = tokenizer.prompt(chat[:first])
-        if encoded.tokens[: len(prompt)] != prompt:
-            found["prompt differs"] = repr(tokenizer.backend.decode(prompt[-8:], skip_special_tokens=False))
+    turns = [place for place, message in enumerate(chat) if message.role == "assistant"]
+    starts = [place for place, now in enumerate(encoded.trained) if now and not (place and encoded.trained[place - 1])]
+    if len(turns) == len(starts):
+        for turn, start in zip(turns[:_TURNS], starts, strict=False):
+            prompt = tokenizer.prompt(chat[:turn]) if turn else encoded.tokens[:start]
+            # Shorter, and what comes between is never trained and never given: nobody would write it.
+            if encoded.tokens[: len(prompt)] != prompt or len(prompt) < start:
+                asked, shown = (_plain(tokenizer, tokens[-8:]) for tokens in (prompt, encoded.tokens[:start]))
+                found["prompt differs"] = f"it ends in {asked}, training in {shown}"
     return found
+
+
+def _plain(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
+    return repr(tokenizer.backend.decode(list(tokens), skip_special_tokens=False))
 
 
 @dataclass

@@ -22,12 +22,16 @@ MOST_FALSE_ACCEPTS = 0.03
 ROWS = 2_000
 
 
-def check_labels(stage: str, path: Path, task: Task | None) -> Check:
-    """Verdicts on labelled answers: JSON lines with `answer` (the reference), `text` (a completion) and `right`.
+def read_labels(path: Path) -> list[dict[str, Any]]:
+    """JSON lines with `answer` (the reference), `text` (a completion) and `right`; UsageError names a bad line."""
+    return list(_rows(path))
+
+
+def check_labels(stage: str, name: str, rows: list[dict[str, Any]], task: Task | None) -> Check:
+    """Verdicts on labelled answers beside their labels.
 
     The mathematics judge judges them, or a task of the user's own (a `question` goes into the prompt).
     """
-    rows = list(_rows(path))
     own = task if task is not None and not isinstance(task, FileTask | GymTask) else None
     verdicts = _verdicts(rows, own)
     wrongly_taken = [
@@ -46,7 +50,7 @@ def check_labels(stage: str, path: Path, task: Task | None) -> Check:
         f"{refused}; not judged {failed}")
     bad = agreed < LEAST_AGREEMENT * len(rows) or len(wrongly_taken) > MOST_FALSE_ACCEPTS * wrong
     return Check(
-        stage, f"agreement with {path.name}", State.FAIL if bad else State.OK, said,
+        stage, f"agreement with {name}", State.FAIL if bad else State.OK, said,
         "look at the answers on which they differ: mend the judge, or the labels")
 
 

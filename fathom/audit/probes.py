@@ -29,6 +29,7 @@ class Probe:
 
 
 SOLUTION, WORKING = "the worked solution", "the answer that its working ends in"
+LAST = "the last number of its working"  # which often, but not always, is the answer
 _INTEGER = re.compile(r"[+-]?\d{1,30}")
 
 
@@ -65,6 +66,8 @@ def of_answer(problem: Problem, others: list[Problem]) -> list[Probe]:
         working = problem.solution.partition("</think>")[0].removeprefix("<think>")
         if isinstance(end := extract(working), Extracted):
             found.insert(1, Probe(WORKING, Kind.RIGHT, tagged(end.answer)))
+        elif isinstance(end := extract(working, "any"), Extracted):
+            found.insert(1, Probe(LAST, Kind.RIGHT, tagged(end.answer)))
     wrong = other_answer(problem, others)
     if wrong is not None:
         candidates = [wrong, *(o.answer for o in others if normal_form(o.answer) != normal_form(gold))][:5]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fathom.audit import Check, State
-from fathom.audit.probes import SOLUTION, WORKING, Kind, Probe, of_answer
+from fathom.audit.probes import LAST, SOLUTION, WORKING, Kind, Probe, of_answer
 from fathom.audit.programs import PROBLEMS as PROGRAMS
 from fathom.audit.programs import of_code
 from fathom.core.errors import FathomError
@@ -19,10 +19,11 @@ from fathom.judge.verdict import Outcome, Verdict
 from fathom.model.tokenizer import Tokenizer
 from fathom.tasks.code import CodeTask
 from fathom.tasks.judging import judged
-from fathom.tasks.task import Problem, Task
+from fathom.tasks.task import Problem, Split, Task
 
 PROBLEMS = 24  # that are tried
 LEAST_TAKEN = 0.95  # share of problems whose right answer must be taken in some form
+LEAST_LAST = 0.25  # share of workings whose last number must be the answer: of another row's it hardly ever is
 MOST_TOO_LONG = 0.25  # share of worked solutions that may be longer than a completion
 SLOW_STEP_S = 60.0
 
@@ -30,8 +31,11 @@ SLOW_STEP_S = 60.0
 class Tried:
     """Problems of a task, the probes for each, and what the task's judge said of them; FathomError where it cannot."""
 
-    def __init__(self, task: Task) -> None:
-        self.problems = list(task.problems("train", PROGRAMS if isinstance(task, CodeTask) else PROBLEMS))
+    def __init__(self, task: Task, split: Split) -> None:
+        self.code = isinstance(task, CodeTask)
+        self.problems = list(task.problems(split, PROGRAMS if self.code else PROBLEMS))
+        if not self.problems:
+            raise FathomError(f"{task.name}: 0 {split} problems; there is nothing to ask")
         self.items = list(probes(task, self.problems))
         began = time.monotonic()
         self.verdicts = judged(task, [(problem, probe.text) for problem, probe in self.items])
@@ -84,11 +88,14 @@ def _judge_works(stage: str, name: str, tried: Tried) -> Check:
 
 def _right_taken(stage: str, name: str, tried: Tried) -> Check:
     taken: dict[str, bool] = {}
-    solved: dict[str, Counter[bool]] = {SOLUTION: Counter(), WORKING: Counter()}
+    solved: dict[str, Counter[bool]] = {SOLUTION: Counter(), WORKING: Counter(), LAST: Counter()}
+    reasons: Counter[str] = Counter()
     for problem, probe, verdict in tried.rows():
         if probe.kind is Kind.RIGHT:
             right = verdict.outcome is Outcome.RIGHT
-            taken[problem.id] = taken.get(problem.id, False) or right
+            if probe.name != LAST:
+                taken[problem.id] = taken.get(problem.id, False) or right
+                reasons[verdict.reason] += not right
             if probe.name in solved:
                 solved[probe.name][right] += 1
     refused = [problem for problem in tried.problems if not taken.get(problem.id, True)]
@@ -97,6 +104,12 @@ def _right_taken(stage: str, name: str, tried: Tried) -> Check:
         return Check(
             stage, label, State.NOTE, "no solution is known, so none was tried",
             "give some rows a solution: a judge that refuses everything would not be found")
+    if len(refused) > (1 - LEAST_TAKEN) * len(taken) and tried.code:
+        why = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3) if count)
+        return Check(
+            stage, label, State.FAIL,
+            f"the solutions of {len(refused)} of {len(taken)} problems fail their tests: {why}",
+            "correct solutions or tests, or leave out what this judge cannot carry (docs/code.md)")
     if len(refused) > (1 - LEAST_TAKEN) * len(taken):
         shown = ", ".join(f"{p.answer!r:.40} ({p.id})" for p in refused[:3])
         return Check(
@@ -105,7 +118,8 @@ def _right_taken(stage: str, name: str, tried: Tried) -> Check:
             "correct these answers (is the right column read as the answer?) or leave the problems out: no completion "
             "could ever be right")
     for what, judged_so in solved.items():
-        if judged_so[False] > (1 - LEAST_TAKEN) * judged_so.total():
+        least = LEAST_LAST if what == LAST else LEAST_TAKEN
+        if judged_so.total() >= (10 if what == LAST else 1) and judged_so[True] < least * judged_so.total():
             return Check(
                 stage, label, State.FAIL, f"{what} is not judged right for {judged_so[False]} of {judged_so.total()}",
                 "correct the solutions or the reference answers (are they of the same row?): a model that learns from "
@@ -126,6 +140,7 @@ def _wrong_refused(stage: str, name: str, tried: Tried, kind: Kind) -> Check:
         return Check(
             stage, label, State.FAIL, f"{len(taken)} of {len(asked)} taken for right: {said}; first: {problem.id}, "
             f"reference {problem.answer!r:.40}, completion {probe.text[-80:]!r}",
+            "give more tests, or tighter ones: training finds whatever they take" if tried.code else
             "tighten the judge: training finds whatever it takes")
     return Check(stage, label, State.OK, f"none of {len(asked)} taken for right")
 
@@ -142,21 +157,30 @@ def _solutions_fit(stage: str, name: str, tried: Tried, tokenizer: Tokenizer, li
         f"set sampling.max_tokens={max(lengths)} or more: what is cut off is never right")
 
 
-def check_rewards(stage: str, name: str, tried: Tried, cfg: Any, tokenizer: Tokenizer | None) -> Iterator[Check]:
-    """Checks of a GRPO stage's rewards, on the probes of one of its tasks."""
-    try:
-        with Rewards(cfg.rewards) as rewards:
-            answered = _answered(tried, tokenizer, cfg.sampling.max_tokens)
-            began = time.monotonic()
-            parts = rewards.parts(answered)
-            seconds = time.monotonic() - began + tried.seconds
-            again = rewards.parts(answered)
-            broken = rewards.broken()
-    except FathomError as error:
-        yield Check(stage, f"{name}: rewards", State.FAIL, str(error), "mend it before it is trained on")
-        return
-    yield from _parts(stage, name, parts, again, broken, tried.known_right)
-    yield _order(stage, name, tried, total(parts, rewards.weights))
+def check_rewards(
+    stage: str, name: str, tried: Tried, cfg: Any, tokenizer: Tokenizer | None
+) -> Iterator[Check | tuple[str, str]]:
+    """Checks of a GRPO stage's rewards, on the probes of one of its tasks; before each reward, what begins."""
+    answered = _answered(tried, tokenizer, cfg.sampling.max_tokens)
+    parts: dict[str, list[float | None]] = {}
+    weights: dict[str, float] = {}
+    seconds = tried.seconds
+    for reward, given in cfg.rewards.items():
+        label = f"{name}: reward {reward}"
+        yield stage, label
+        try:
+            with Rewards({reward: given}) as one:
+                began = time.monotonic()
+                [values] = one.parts(answered).values()
+                seconds += time.monotonic() - began
+                broken = one.broken().get(reward, {})
+                again = values if broken else one.parts(answered)[reward]  # to break once more would only take time
+        except FathomError as error:
+            yield Check(stage, label, State.FAIL, str(error), "mend it before it is trained on")
+            return
+        parts[reward], weights = values, weights | one.weights
+        yield _part(stage, label, reward, values, again, broken, tried.known_right)
+    yield _order(stage, name, tried, total(parts, weights))
     whole = cfg.problems * cfg.group
     forecast = seconds / len(answered) * whole
     yield Check(
@@ -175,30 +199,27 @@ def _answered(tried: Tried, tokenizer: Tokenizer | None, limit: int) -> list[Ans
     return made
 
 
-def _parts(
-    stage: str, name: str, parts: dict[str, list[float | None]], again: dict[str, list[float | None]],
-    broken: dict[str, dict[str, int]], known_right: bool,
-) -> Iterator[Check]:
-    for reward, values in parts.items():
-        label = f"{name}: reward {reward}"
-        known = [value for value in values if value is not None]
-        own = ":" in reward
-        if reward in broken or not known:
-            reasons = ", ".join(f"{reason} ({count})" for reason, count in broken.get(reward, {}).items()) or "None"
-            yield Check(
-                stage, label, State.FAIL, f"no value for {len(values) - len(known)} of {len(values)} probes: {reasons}",
-                "mend it: completions without a reward leave their group")
-        elif again[reward] != values:
-            yield Check(
-                stage, label, State.FAIL, "is not the same for the same completions",
-                "let it depend on its arguments alone: a step that is replayed after a kill would learn something else")
-        elif len(set(known)) == 1:
-            yield Check(
-                stage, label, State.FAIL if own or (reward == "accuracy" and known_right) else State.NOTE,
-                f"is {known[0]:g} for all of {len(known)} probes{', right and wrong' if known_right else ''}",
-                "let it tell completions apart: equal rewards teach nothing")
-        else:
-            yield Check(stage, label, State.OK, f"{min(known):g} to {max(known):g} over {len(known)} probes")
+def _part(
+    stage: str, label: str, reward: str, values: list[float | None], again: list[float | None], broken: dict[int, str],
+    known_right: bool,
+) -> Check:
+    known = [value for value in values if value is not None]
+    if broken or not known:
+        counted = Counter(broken.values())
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in counted.most_common(3)) or "None"
+        return Check(
+            stage, label, State.FAIL, f"no value for {len(values) - len(known)} of {len(values)} probes: {reasons}",
+            "mend it: completions without a reward leave their group")
+    if again != values:
+        return Check(
+            stage, label, State.FAIL, "is not the same for the same completions",
+            "let it depend on its arguments alone: a step that is replayed after a kill would learn something else")
+    if len(set(known)) == 1:
+        return Check(
+            stage, label, State.FAIL if ":" in reward or (reward == "accuracy" and known_right) else State.NOTE,
+            f"is {known[0]:g} for all of {len(known)} probes{', right and wrong' if known_right else ''}",
+            "let it tell completions apart: equal rewards teach nothing")
+    return Check(stage, label, State.OK, f"{min(known):g} to {max(known):g} over {len(known)} probes")
 
 
 def _order(stage: str, name: str, tried: Tried, sums: Sequence[float | None]) -> Check:

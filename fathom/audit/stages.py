@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import json
 from collections.abc import Iterator, Mapping
@@ -10,15 +11,16 @@ from typing import Any
 
 from fathom.audit import Check, State
 from fathom.audit.examples import check_control, check_source
-from fathom.audit.labels import check_labels
+from fathom.audit.labels import check_labels, read_labels
 from fathom.audit.rewards import Tried, check_rewards, check_task
-from fathom.core.errors import FathomError, UsageError
+from fathom.core import disk
+from fathom.core.errors import FathomError
 from fathom.model.pretrained import locate
 from fathom.model.tokenizer import Tokenizer
 from fathom.recipes import Recipe, Stage, load
 from fathom.tasks.examples import load_source
 from fathom.tasks.rows import BadRow
-from fathom.tasks.task import Task, load_task
+from fathom.tasks.task import Split, Task, load_task
 
 Doing = tuple[str, str]  # stage and what begins there
 STAND_IN_TEXTS = 2_000
@@ -28,14 +30,23 @@ QUESTIONS = 2_000  # of each data set and test split that are compared
 def all_checks(recipe: str, overrides: list[str], labels: Path | None) -> Iterator[Check | Doing]:
     """Every check of every stage, and before each what is about to be looked at."""
     loaded = load(recipe, overrides)
+    rows = None if labels is None else read_labels(labels)
     audited = _Audit(loaded)
     for stage in loaded.stages:
         yield from audited.stage(stage)
-    yield from audited.leaks()
-    if labels is not None:
+    yield from _found(audited.leaks(), loaded.source.stem, "test problems")
+    if labels is not None and rows is not None:
         yield loaded.source.stem, "labels"
         judging = next(iter(audited.tasks.values()), None)
-        yield check_labels(loaded.source.stem, labels, judging)
+        yield check_labels(loaded.source.stem, labels.name, rows, judging)
+
+
+def _found(checks: Iterator[Check | Doing], stage: str, name: str) -> Iterator[Check | Doing]:
+    """The checks; what cannot be read or asked at all is one that failed."""
+    try:
+        yield from checks
+    except FathomError as error:
+        yield Check(stage, name, State.FAIL, str(error), "mend what is named there; its other checks were not made")
 
 
 class _Audit:
@@ -53,7 +64,7 @@ class _Audit:
         if stage.system != "tokenizer":
             yield stage.name, "tokenizer"
             place = getattr(cfg, {"pretrain": "tokenizer", "evaluate": "model"}.get(stage.system, "init"))
-            yield from self._tokenizer(stage.name, place)
+            yield from _found(self._tokenizer(stage.name, place), stage.name, "tokenizer")
             tokenizer = self.tokenizers.get(place)
         if stage.system in ("tokenizer", "pretrain", "sft"):
             # the tokenizer's stage needs its rows alone
@@ -65,11 +76,13 @@ class _Audit:
                     yield Check(stage.name, f"data {number}: rows", State.NOTE, said, "audit again when it has run")
                     continue
                 found = check_source(stage.name, entry, number, tokenizer, longest)
-                yield from self._once(found, stage.system, entry, longest)
+                found = self._once(found, stage.system, entry, longest)
+                yield from _found(found, stage.name, f"data {number}: rows")
         for entry in getattr(cfg, "tasks", ()):
+            found: Iterator[Check | Doing]
             name = entry if isinstance(entry, str) else str(entry.get("task", entry.get("data")))
-            yield stage.name, f"{name}: judge"
-            tried = self._tried(entry)
+            yield stage.name, f"{name}: problems and judge"
+            tried = self._tried(entry, "test" if stage.system == "evaluate" else "train")
             if isinstance(tried, FathomError):
                 remedy = "mend the task, or what names it: its judge cannot be trusted so"
                 yield Check(stage.name, f"{name}: judge", State.FAIL, str(tried), remedy)
@@ -77,10 +90,9 @@ class _Audit:
             found = check_task(stage.name, name, tried, tokenizer, cfg.sampling.max_tokens)
             yield from self._once(found, "task", entry, cfg.sampling.max_tokens)
             if stage.system == "grpo":
-                yield stage.name, f"{name}: rewards"
                 yield from check_rewards(stage.name, name, tried, cfg, tokenizer)
 
-    def _once(self, found: Iterator[Check], *key: Any) -> Iterator[Check]:
+    def _once(self, found: Iterator[Check], *key: Any) -> Iterator[Check | Doing]:
         """The checks, unless the same were made for an earlier stage."""
         name = json.dumps(key, sort_keys=True)
         if name not in self.looked_at:
@@ -93,26 +105,26 @@ class _Audit:
             self.tasks[key] = load_task(entry)
         return self.tasks[key]
 
-    def _tried(self, entry: str | Mapping[str, Any]) -> Tried | FathomError:
+    def _tried(self, entry: str | Mapping[str, Any], split: Split) -> Tried | FathomError:
         """A task on its probes, which are judged once, or why they cannot be."""
-        key = json.dumps(entry, sort_keys=True)
+        key = json.dumps([entry, split], sort_keys=True)
         if key not in self.tried:
             try:
-                self.tried[key] = Tried(self._task(entry))
-            except UsageError:  # the recipe names what is not there
-                raise
+                self.tried[key] = Tried(self._task(entry), split)
             except FathomError as error:
                 self.tried[key] = error
         return self.tried[key]
 
-    def _tokenizer(self, stage: str, place: Path) -> Iterator[Check]:
+    def _tokenizer(self, stage: str, place: Path) -> Iterator[Check | Doing]:
         """Finds the tokenizer behind a model directory, or one that stands in for it, and looks at it once."""
         if place in self.tokenizers:
             return
         found, said = self._find(place)
         self.tokenizers[place] = found
         if found is None:
-            yield Check(stage, "tokenizer", State.NOTE, said, "audit again when it is there: masks were not looked at")
+            near = difflib.get_close_matches(str(place), [made.name for made in self.recipe.stages], n=1)
+            hint = f"did you mean {near[0]}?" if near else "name a stage, or a directory that is there"
+            yield Check(stage, "tokenizer", State.FAIL, said, f"{hint} Masks were not looked at")
             return
         if said not in self.looked_at:  # the same one behind several stages
             self.looked_at.add(said)
@@ -122,6 +134,8 @@ class _Audit:
     def _find(self, place: Path) -> tuple[Tokenizer | None, str]:
         made = self.stages.get(place)
         if (place / "tokenizer.json").is_file():
+            if disk.is_complete(place):
+                disk.verify(place)
             return Tokenizer.load(place), f"{place}: {Tokenizer.load(place).vocab_size} tokens"
         if made is None:
             located = locate(place)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from fathom.core.chat import Message
 from fathom.judge.extract import Extracted, extract
@@ -81,6 +83,29 @@ class Dying(_Sums):
         os._exit(7)
 
 
+class Empty(_Sums):
+    """Has nothing to ask."""
+
+    def problems(self, split: str, limit: int | None = None, seed: int = 0) -> Iterator[Problem]:
+        yield from ()
+
+
+class Untyped(_Sums):
+    """Answers in another language."""
+
+    def one(self, problem: Problem, text: str) -> Verdict:
+        return True  # type: ignore[return-value]
+
+
+class Littering(_Sums):
+    """Starts what outlives it, and then hangs."""
+
+    def one(self, problem: Problem, text: str) -> Verdict:
+        Path("left").write_text(str(subprocess.Popen(["sleep", "1000"]).pid))
+        time.sleep(600)
+        return Verdict.right()
+
+
 class Leaking(_Sums):
     """Tests what it trains on."""
 
@@ -106,6 +131,12 @@ def silent(answered: Sequence[Answered]) -> list[float | None]:
 def raising(answered: Sequence[Answered]) -> list[float | None]:
     """Has a bug."""
     return [1.0 / len(one.text[:0]) for one in answered]
+
+
+def hanging(answered: Sequence[Answered]) -> list[float | None]:
+    """Never comes back."""
+    time.sleep(600)
+    return []
 
 
 def wordy(answered: Sequence[Answered]) -> list[float | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from fathom.audit import Check, State, audit, checks
+from fathom.core import disk
 from fathom.core.errors import AuditFailed, UsageError
 from fathom.model.tokenizer import TEMPLATE, Tokenizer
 
@@ -74,7 +76,21 @@ LATE_STOP = TEMPLATE.replace("{{ m.content }}{{ eos_token }}", "{{ m.content }} 
 TWICE = TEMPLATE.replace("{{ bos_token }}", "{{ bos_token }}{{ bos_token }}")
 THINKS = TEMPLATE.replace("%}<｜Assistant｜>{% endif %}", "%}<｜Assistant｜>Let me think.{% endif %}")
 assert THINKS != TEMPLATE
+MUTE = TEMPLATE.replace("{% if add_generation_prompt %}<｜Assistant｜>{% endif %}", "")
+assert MUTE != TEMPLATE
 DROPS = TEMPLATE.replace("<｜User｜>{{ m.content }}", "<｜User｜>")
+
+
+
+def edited(world: Path) -> str:
+    """A recipe whose model was made whole and changed afterwards."""
+    files = {path.name: path.read_bytes() for path in (world / tokenizer(world)).iterdir()}
+    with disk.commit(world / "model") as folder:
+        for name, content in files.items():
+            folder.write(name, content)
+    (world / "model" / "chat_template.jinja").write_text(THINKS)
+    return recipe(world, taught={"run": "sft", "init": "model", "data": [lines(world, CHATS)]})
+
 
 FAULTS = {
     # masks and templates
@@ -82,6 +98,7 @@ FAULTS = {
     "stop token late": (lambda w: sft(w, LATE_STOP), "data 0: trained beyond the answer", "right after the assistant"),
     "double BOS": (lambda w: sft(w, TWICE), "data 0: double BOS", "write bos_token once"),
     "prompt differs": (lambda w: sft(w, THINKS), "data 0: prompt differs", "add_generation_prompt"),
+    "no generation prompt": (lambda w: sft(w, MUTE), "data 0: prompt differs", "add_generation_prompt"),
     "template drops the user": (lambda w: sft(w, DROPS), "data 0: template", "correct chat_template.jinja"),
     "empty answers": (lambda w: sft(w, rows=HALF_EMPTY), "data 0: empty answer", "drop or fill"),
     "control tokens are text": (lambda w: sft(w, special=False), "control tokens in text", "special: true"),
@@ -95,6 +112,16 @@ FAULTS = {
             {"question": f"What is {i} + 1?", "solution": f"The answer is {i + 1}.", "answer": str(i)}
             for i in range(40)])]}),
         "known right", "correct the solutions"),
+    "answers of other rows, workings in no form": (
+        lambda w: recipe(w, score={"run": "evaluate", "model": tokenizer(w), "tasks": [{"task": lines(w, [
+            {"question": f"What is {i} + {i}?", "solution": f"{i}+{i} is {2 * i}.", "answer": str(i + 3)}
+            for i in range(60)]), "test_share": 0.5}]}),
+        "known right", "of the same row"),
+    "no such model": (lambda w: recipe(w, taught={"run": "sft", "init": "taugth", "data": [lines(w, CHATS)]}),
+                      "tokenizer", "name a stage, or a directory"),
+    "an edited model": (edited, "tokenizer", "mend what is named"),
+    "no such data": (lambda w: recipe(w, taught={"run": "sft", "init": tokenizer(w), "data": ["not_there.jsonl"]}),
+                     "data 0: rows", "mend what is named"),
     "test problems in training": (
         lambda w: recipe(
             w, reasoned={"run": "grpo", "init": tokenizer(w), "tasks": ["own_faulty:Leaking"]},
@@ -110,7 +137,12 @@ FAULTS = {
     "judge never reads": (lambda w: grpo(w, "Deaf"), "known right", "correct these answers"),
     "judge fails": (lambda w: grpo(w, "Failing"), "judge", "mend the judge"),
     "judge dies": (lambda w: grpo(w, "Dying"), "own_faulty:Dying: judge", "mend what runs there"),
+    "no problems": (lambda w: grpo(w, "Empty"), "own_faulty:Empty: judge", "mend the task"),
+    "judge of another type": (lambda w: grpo(w, "Untyped"), "own_faulty:Untyped: judge", "mend the task"),
     # rewards
+    "hanging reward": (
+        lambda w: grpo(w, rewards={"accuracy": 1, "own_faulty:hanging": {"timeout_s": 0.5}}),
+        "reward own_faulty:hanging", "mend it"),
     "constant reward": (
         lambda w: grpo(w, rewards={"accuracy": 1, "own_faulty:constant": 1}),
         "reward own_faulty:constant", "teach nothing"),
@@ -158,6 +190,23 @@ def test_a_judge_that_hangs_is_a_finding_within_the_time(world: Path) -> None:
     assert "own_faulty:Hanging" not in listed and str(world) not in listed
 
 
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL, None])
+def test_nothing_is_left_of_an_audit(end: signal.Signals | None, world: Path) -> None:
+    words = [sys.executable, "-m", "fathom", "audit", grpo(world, "Littering"), "--seconds", "60" if end else "3"]
+    (world / "own_faulty.py").write_text((HERE / "own_faulty.py").read_text())
+    audited = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (world / "left").exists() or not (world / "left").read_text():
+        assert audited.poll() is None
+        time.sleep(0.02)
+    if end is not None:
+        audited.send_signal(end)
+    audited.wait()
+    before = time.monotonic()
+    while Path(f"/proc/{(world / 'left').read_text()}").exists():
+        assert time.monotonic() - before < 5
+        time.sleep(0.02)
+
+
 def test_labels(world: Path) -> None:
     good = [
         {"answer": "1/2", "text": "\\boxed{0.5}", "right": True},
@@ -181,10 +230,10 @@ def test_labels(world: Path) -> None:
 def test_command_line(world: Path) -> None:
     words = [sys.executable, "-m", "fathom", "audit", grpo(world, "Substring")]
     done = subprocess.run(words, capture_output=True, text=True, env=None)
-    assert done.returncode == 2 and "own_faulty" in done.stderr  # not in this process's path: the name is refused
+    assert done.returncode == 3 and "no module own_faulty" in done.stdout  # not in this process's path
     (world / "own_faulty.py").write_text((HERE / "own_faulty.py").read_text())
     done = subprocess.run(words, capture_output=True, text=True)
-    assert done.returncode == 3 and "hack probes" in done.stdout and "tighten the judge" in done.stderr
+    assert done.returncode == 3 and "tighten the judge" in done.stdout and "hack probes" in done.stderr
     assert "checks failed" in done.stderr and "Traceback" not in done.stderr
     done = subprocess.run([*words[:-1], grpo(world)], capture_output=True, text=True)
     assert done.returncode == 0 and ", 0 failed" in done.stdout
