@@ -76,10 +76,9 @@ class _Audit:
                     yield Check(stage.name, f"data {number}: rows", State.NOTE, said, "audit again when it has run")
                     continue
                 found = check_source(stage.name, entry, number, tokenizer, longest)
-                found = self._once(found, stage.system, entry, longest)
-                yield from _found(found, stage.name, f"data {number}: rows")
+                new = self._once(found, stage.system, entry, longest)
+                yield from _found(new, stage.name, f"data {number}: rows")
         for entry in getattr(cfg, "tasks", ()):
-            found: Iterator[Check | Doing]
             name = entry if isinstance(entry, str) else str(entry.get("task", entry.get("data")))
             yield stage.name, f"{name}: problems and judge"
             tried = self._tried(entry, "test" if stage.system == "evaluate" else "train")

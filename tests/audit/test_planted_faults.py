@@ -118,7 +118,7 @@ FAULTS = {
             for i in range(60)]), "test_share": 0.5}]}),
         "known right", "of the same row"),
     "no such model": (lambda w: recipe(w, taught={"run": "sft", "init": "taugth", "data": [lines(w, CHATS)]}),
-                      "tokenizer", "name a stage, or a directory"),
+                      "tokenizer", r"did you mean taught\?"),
     "an edited model": (edited, "tokenizer", "mend what is named"),
     "no such data": (lambda w: recipe(w, taught={"run": "sft", "init": tokenizer(w), "data": ["not_there.jsonl"]}),
                      "data 0: rows", "mend what is named"),
@@ -136,7 +136,7 @@ FAULTS = {
     "judge takes box spam": (lambda w: grpo(w, "LastBox"), "hack probes", "tighten the judge"),
     "judge never reads": (lambda w: grpo(w, "Deaf"), "known right", "correct these answers"),
     "judge fails": (lambda w: grpo(w, "Failing"), "judge", "mend the judge"),
-    "judge dies": (lambda w: grpo(w, "Dying"), "own_faulty:Dying: judge", "mend what runs there"),
+    "judge dies": (lambda w: grpo(w, "Dying"), "own_faulty:Dying: problems and judge", "mend what runs there"),
     "no problems": (lambda w: grpo(w, "Empty"), "own_faulty:Empty: judge", "mend the task"),
     "judge of another type": (lambda w: grpo(w, "Untyped"), "own_faulty:Untyped: judge", "mend the task"),
     # rewards
@@ -149,7 +149,7 @@ FAULTS = {
     "restless reward": (
         lambda w: grpo(w, rewards={"accuracy": 1, "own_faulty:restless": 0.1}), "own_faulty:restless", "replayed"),
     "silent reward": (lambda w: grpo(w, rewards={"own_faulty:silent": 1}), "own_faulty:silent", "mend it"),
-    "raising reward": (lambda w: grpo(w, rewards={"own_faulty:raising": 1}), "rewards", "mend it"),
+    "raising reward": (lambda w: grpo(w, rewards={"own_faulty:raising": 1}), "own_faulty:raising", "mend it"),
     "wrong sign": (lambda w: grpo(w, rewards={"accuracy": -1}), "the sum", "signs of the weights"),
     "form above all": (lambda w: grpo(w, rewards={"accuracy": 0.1, "format": 1}), "the sum", "weigh accuracy"),
     "length above all": (
@@ -185,7 +185,7 @@ def test_a_judge_that_hangs_is_a_finding_within_the_time(world: Path) -> None:
     found = list(checks(grpo(world, "Hanging"), seconds=6))
     assert time.monotonic() - began < 9
     assert found[-1].state is State.FAIL and "did not end within the 6 s" in found[-1].said
-    assert found[-1].name == "own_faulty:Hanging: judge" and found[-1].stage == "reasoned"
+    assert found[-1].name == "own_faulty:Hanging: problems and judge" and found[-1].stage == "reasoned"
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert "own_faulty:Hanging" not in listed and str(world) not in listed
 
