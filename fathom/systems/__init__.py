@@ -43,7 +43,7 @@ SYSTEMS: dict[str, System] = {
         "Samples completions of a model on training problems, judges them and keeps what is right."),
     "evaluate": System(
         "fathom.systems.evaluate", "Evaluate", "evaluate",
-        "Asks a model the held-out problems of tasks and scores what comes back."),
+        "Asks a model the test problems of tasks and scores what comes back."),
 }
 MAKES_MODEL = ("tokenizer", "pretrain", "sft", "grpo")
 NEEDED = ("torch", "safetensors", "tokenizers", "jinja2")  # by every system: the extra `model`

@@ -15,7 +15,7 @@ from fathom.engine.settings import COMPILING, EngineSettings
 
 
 class Evaluate(Settings):
-    """Asks a model the held-out problems of tasks and scores what comes back.
+    """Asks a model the test problems of tasks and scores what comes back.
 
     Writes DIR/scores.json (accuracy with its 95 % interval, pass@k, maj@k, outcomes) and every answer to DIR/records.
     The headline is right / all asked; over 1 % not judged exits with 3.
