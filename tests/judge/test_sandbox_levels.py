@@ -56,7 +56,8 @@ def test_programs_run_as_nobody_outside(l1: Sandbox) -> None:
     assert until(lambda: bool(children(server)) and bool(children(children(server)[0])))
     (first,) = children(server)
     (program,) = children(first)
-    wanted = {"Uid:": "65534", "CapEff:": "0000000000000000", "CapBnd:": "0000000000000000", "NoNewPrivs:": "1",
+    none = "0000000000000000"
+    wanted = {"Uid:": "65534", "CapInh:": none, "CapPrm:": none, "CapEff:": none, "CapAmb:": none, "NoNewPrivs:": "1",
               "Seccomp:": "2"}
 
     def held() -> dict[str, str]:

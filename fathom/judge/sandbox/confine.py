@@ -1,7 +1,9 @@
 """What holds a program: namespaces, a root of its own, no privileges, limits. Linux; each function acts on its caller.
 
-`build_root` runs once, in the server. For each program `fresh` clones a process into namespaces of its own, `settle`
-gives that process its user and folder, and `seal` takes the last rights away just before the program's first line.
+`build_root` runs once, in the server. For each program `fresh` clones a process into namespaces of its own, `divide`
+makes of it one that waits and one that becomes the program, `settle` gives that its user and folder, and `seal` takes
+the last rights away just before the program's first line. A copy pays for each page that it writes to, an object's
+count of references included: what runs for each program is prepared, and short.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import ctypes
 import errno
 import os
 import resource
+import struct
 import sys
 from contextlib import suppress
 
@@ -20,6 +23,7 @@ if TYPE_CHECKING:  # as typing's, without importing it
     from collections.abc import Sequence
 
 FOLDER = "/sandbox"  # where a program works, inside its own root
+_FOLDER = FOLDER.encode()
 NOBODY = 65534
 _INSIDE = 1000  # a program's user and group, as it sees them
 _INODES = 2048
@@ -36,7 +40,7 @@ _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _MOUNT_SETATTR = 442
 _CLONE = {"x86_64": 56, "aarch64": 220}
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
-_PDEATHSIG, _SET_DUMPABLE, _SET_SECCOMP, _CAPBSET_DROP = 1, 4, 22, 24
+_PDEATHSIG, _SET_DUMPABLE, _SET_SECCOMP = 1, 4, 22
 _SET_SECUREBITS, _SUBREAPER, _NO_NEW_PRIVS = 28, 36, 38
 _FILTER = 2
 _ALL_SECUREBITS = 0xEF  # noroot, no setuid fixup, no ambient raise, each with its lock; keep_caps locked off
@@ -64,6 +68,25 @@ if sys.platform == "linux":  # named here, so that they are looked up once and n
     _libc.mount.argtypes = (*[ctypes.c_char_p] * 3, ctypes.c_ulong, ctypes.c_char_p)
     _libc.sethostname.argtypes = (ctypes.c_char_p, ctypes.c_size_t)
     _libc.capset.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+
+
+class _Account(ctypes.Structure):
+    """How a program ended and what it used, as wait4(2) gives it (a struct rusage is 18 longs)."""
+
+    _fields_ = (("mark", ctypes.c_char * 4), ("status", ctypes.c_int), ("usage", ctypes.c_long * 18))
+
+
+_MARK, _ACCOUNT = b"\nend", struct.Struct("=i4q")
+_plain = ctypes.PyDLL(None)  # whose calls keep no errno
+if sys.platform == "linux":
+    _account = _Account(_MARK)
+    _ended = (ctypes.byref(_account, 4), 0, ctypes.byref(_account, 8))
+    _told = (ctypes.byref(_account), ctypes.sizeof(_account))
+    _copy = tuple(map(ctypes.c_long, (_CLONE.get(os.uname().machine, 0), _SIGCHLD, 0, 0, 0, 0)))
+    _fresh_copy = (_copy[0], ctypes.c_long(_ALL_NEW | _SIGCHLD), *_copy[2:])
+    _fork, _control, _signal, _write, _wait = _plain.syscall, _plain.prctl, _plain.signal, _plain.write, _plain.wait4
+    _before_fork, _after_fork = ctypes.pythonapi.PyOS_BeforeFork, ctypes.pythonapi.PyOS_AfterFork_Child
+    _before_fork.restype = _after_fork.restype = None
 _CAPABILITIES_HEADER, _NO_CAPABILITIES = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()  # version 3
 
 
@@ -91,7 +114,7 @@ def _check(result: int, what: str) -> int:
     return result
 
 
-def _prctl(option: int, value: int = 0, more: int = 0) -> None:
+def _prctl(option: int, value: int, more: int = 0) -> None:
     if _libc.prctl(option, value, more, 0, 0):
         _check(-1, f"prctl {option}")
 
@@ -143,7 +166,9 @@ def build_root(packages: Sequence[str]) -> list[str]:
         if not as_root:
             user, group = os.geteuid(), os.getegid()
             _unshare(_NEWUSER | _NEWNS)
-            _map_user("/proc/self", user, user, group, group)
+            proc = os.open("/proc", os.O_PATH)
+            _map(maps_of(user, user, group, group), proc)
+            os.close(proc)
         _mount("", "/", "", _REC | _PRIVATE)
         _pivot(shown)
         if as_root:
@@ -156,7 +181,7 @@ def build_root(packages: Sequence[str]) -> list[str]:
     return hints
 
 
-def rehearse(proc: int, user: int, group: int, allowed: Filter, hints: list[str]) -> None:
+def rehearse(proc: int, maps: Sequence[tuple[str, bytes]], allowed: Filter, hints: list[str]) -> None:
     """Confines a process that does nothing else. Refused where that fails."""
     ours, theirs = os.pipe()
     try:
@@ -165,7 +190,7 @@ def rehearse(proc: int, user: int, group: int, allowed: Filter, hints: list[str]
         raise Refused(_advice(error, hints)) from None
     if not pid:
         try:
-            settle(proc, user, group, 1)
+            settle(proc, maps, 1)
             seal(allowed)
         except OSError as error:
             os.write(theirs, str(error).encode())
@@ -271,59 +296,111 @@ def _become_nobody() -> None:
             raise
 
 
-def _map_user(process: str, inside: int, outside: int, group_inside: int, group_outside: int,
-              proc: int | None = None) -> None:
-    for name, text in (("setgroups", "deny"), ("uid_map", f"{inside} {outside} 1"),
-                       ("gid_map", f"{group_inside} {group_outside} 1")):
-        file = os.open(f"{process}/{name}", os.O_WRONLY, dir_fd=proc)
-        os.write(file, text.encode())
+def maps_of(inside: int, outside: int, group_inside: int, group_outside: int) -> list[tuple[str, bytes]]:
+    """Files below /proc, and what to write there, that show one user and group as another in a new user namespace."""
+    return [("self/setgroups", b"deny"), ("self/uid_map", f"{inside} {outside} 1".encode()),
+            ("self/gid_map", f"{group_inside} {group_outside} 1".encode())]
+
+
+def maps_for_programs() -> list[tuple[str, bytes]]:
+    """Those that show the caller's user to a program as one without rights."""
+    return maps_of(_INSIDE, os.geteuid(), _INSIDE, os.getegid())
+
+
+def _map(maps: Sequence[tuple[str, bytes]], proc: int) -> None:
+    for path, text in maps:
+        file = os.open(path, os.O_WRONLY, dir_fd=proc)
+        os.write(file, text)
         os.close(file)
 
 
 def fresh() -> int:
     """Like fork, into new namespaces of every kind; returns 0 in their first process."""
-    zero = ctypes.c_long(0)
-    return _check(_libc.syscall(ctypes.c_long(_CLONE[os.uname().machine]), ctypes.c_long(_ALL_NEW | _SIGCHLD),
-                                zero, zero, zero, zero), "clone")
+    return _check(_libc.syscall(*_fresh_copy), "clone")
 
 
-def settle(proc: int, user: int, group: int, disk_mb: int) -> None:
-    """Maps the caller's user to one without rights, names the machine neutrally and mounts the working folder.
+def divide(status: int, most: int) -> None:
+    """In process 1 of a namespace: returns in a copy of it, and ends with that copy, and everything inside with it.
 
-    `proc` is a descriptor of a /proc that shows the caller; `user` and `group` are its ids outside.
+    Process 1 closes its descriptors below `most` except `status`, on which it says how the copy ended, for `account`.
+    """
+    program = _fork(*_copy)
+    if program == 0:
+        _before_fork()  # in the copy, too: it is alone, and what is written before is copied twice
+        _after_fork()
+        return
+    _control(_PDEATHSIG, 9, 0, 0, 0)
+    _signal(_SIGCHLD, None)  # or a program that stops would interrupt the wait
+    os.closerange(0, status)
+    os.closerange(status + 1, most)
+    if program > 0 and _write(status, b"\n", 1) == 1:  # fails where the server ended before the first line
+        _wait(program, *_ended)
+        _write(status, *_told)
+    os._exit(0)
+
+
+def account(said: bytes) -> tuple[int, float] | None:
+    """Status as waitpid gives it and processor seconds, of what process 1 said; None if it was killed before."""
+    _, mark, told = said.partition(_MARK)
+    if not mark:
+        return None
+    status, user_s, user_us, system_s, system_us = _ACCOUNT.unpack_from(told)
+    return status, user_s + system_s + (user_us + system_us) / 1e6
+
+
+def settle(proc: int, maps: Sequence[tuple[str, bytes]], disk_mb: int) -> None:
+    """Maps the caller's user, names the machine neutrally and mounts the working folder.
+
+    `proc` is a descriptor of a /proc that shows the caller.
     """
     _prctl(_SET_DUMPABLE, 1)  # or its own id maps would belong to root
-    _map_user("self", _INSIDE, user, _INSIDE, group, proc)
+    _map(maps, proc)
     _prctl(_SET_DUMPABLE, 0)
     _check(_libc.sethostname(b"sandbox", 7), "sethostname")
-    _mount("tmpfs", FOLDER, "tmpfs", _NOSUID | _NODEV | _NOEXEC, f"size={disk_mb}m,nr_inodes={_INODES},mode=700")
-    os.chdir(FOLDER)
+    options = b"size=%dm,nr_inodes=%d,mode=700" % (disk_mb, _INODES)
+    _check(_libc.mount(b"tmpfs", _FOLDER, b"tmpfs", _NOSUID | _NODEV | _NOEXEC, options), "mount")
+    os.chdir(_FOLDER)
 
 
-def limit(proc: int | None, memory_mb: int, cpu_s: float, disk_mb: int, threads: int | None) -> None:
-    """Resource limits for good. `proc` as for `settle`; `threads` None leaves the number of processes alone."""
-    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: disk_mb << 20, resource.RLIMIT_NOFILE: _OPEN_FILES,
-              resource.RLIMIT_STACK: _STACK,
-              resource.RLIMIT_CPU: int(cpu_s) + 2}  # the server watches more closely; this holds should it be stopped
-    if threads is not None:
-        limits[resource.RLIMIT_NPROC] = threads + 2  # the namespace's first process and the program's main thread
+def address_space(proc: int) -> int:
+    """Bytes of it that the caller uses. `proc` as for `settle`."""
+    with open(os.open("self/statm", os.O_RDONLY, dir_fd=proc), encoding="ascii") as statm:
+        return int(statm.read().split()[0]) * resource.getpagesize()
+
+
+def limit_all() -> None:
+    """Resource limits that are the same for all programs, for good: the server's, too."""
+    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_STACK: _STACK}
     if sys.platform == "linux":
         limits |= {resource.RLIMIT_MSGQUEUE: 0, resource.RLIMIT_MEMLOCK: 0, resource.RLIMIT_SIGPENDING: 64}
-        statm = os.open("self/statm", os.O_RDONLY, dir_fd=proc)
-        pages = int(os.read(statm, 100).split()[0])
-        os.close(statm)
-        limits[resource.RLIMIT_AS] = pages * resource.getpagesize() + (memory_mb << 20)
     for which, value in limits.items():
-        _, hard = resource.getrlimit(which)
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(which, (value, value))
+        _lower(which, value)
+
+
+def limit(used: int | None, memory_mb: int, cpu_s: float, disk_mb: int, threads: int | None) -> None:
+    """A program's own resource limits for good, with `used` bytes of address space that do not count, of which None
+    limits nothing; `threads` None leaves the number of processes alone."""
+    _lower(resource.RLIMIT_FSIZE, disk_mb << 20)
+    _lower(resource.RLIMIT_NOFILE, _OPEN_FILES)
+    _lower(resource.RLIMIT_CPU, int(cpu_s) + 2)  # the server watches more closely; this holds should it be stopped
+    if threads is not None:
+        _lower(resource.RLIMIT_NPROC, threads + 2)  # the namespace's first process and the program's main thread
+    if used is not None:
+        _lower(resource.RLIMIT_AS, used + (memory_mb << 20))
+
+
+def _lower(which: int, value: int) -> None:
+    _, hard = resource.getrlimit(which)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(which, (value, value))
 
 
 def seal(allowed: Filter) -> None:
-    """Drops every capability for good and restricts the system calls to those allowed."""
-    drop, capability = _libc.prctl, 0
-    while not drop(_CAPBSET_DROP, capability, 0, 0, 0):  # EINVAL after the last one that this kernel knows
-        capability += 1
+    """Drops every capability for good and restricts the system calls to those allowed.
+
+    What bounds capabilities, the bounding set, is left full: it says what running a file may give (capabilities(7)),
+    and no file can be run: the list lacks execve, and no_new_privs and securebits, all locked, would give nothing.
+    """
     _prctl(_SET_SECUREBITS, _ALL_SECUREBITS)
     _check(_libc.capset(_CAPABILITIES_HEADER, _NO_CAPABILITIES), "capset")
     _prctl(_SET_SECCOMP, _FILTER, ctypes.addressof(allowed))

@@ -17,84 +17,128 @@ from fathom.judge.sandbox.wire import Told, report
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # as typing's, without importing it
-    from collections.abc import Callable
     from typing import NoReturn
 
 _NAME = "program.py"
+_MARK = "\ufeff"  # of UTF-8
+_DEEPEST = 2**31 - 1  # as C has it
 _TRACEBACK = 16_384  # characters; what is longer loses its middle
 _DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
-_streams: list[io.TextIOWrapper] = []  # made once; each copy finds its own files behind the descriptors
 
-
-def ordinary() -> None:
+def ordinary(source: str) -> None:
     """Makes the server's copy look like an interpreter that was just started for a program."""
     gc.enable()
     sys.argv[:] = [_NAME]
     sys.orig_argv[:] = ["python", _NAME]
     sys.path.insert(0, os.getcwd())
-    sys.stdin, sys.stdout, sys.stderr = _streams
-    sys.__stdin__, sys.__stdout__, sys.__stderr__ = _streams  # type: ignore[misc]
     if "numpy.random" in sys.modules:  # Python's own generator is seeded by every fork
         sys.modules["numpy.random"].seed()
+    main = types.ModuleType("__main__")
+    main.__dict__.update(__file__=_NAME, __builtins__=__builtins__)
+    sys.modules["__main__"] = main
+    linecache.cache[_NAME] = (lambda: source.removeprefix(_MARK),)  # tracebacks show lines; split if needed
 
 
 def rehearse() -> None:
-    """In the server, whose descriptors 0 to 2 are /dev/null: what Python sets up at the first time, once for all.
+    """In the server: what Python sets up at the first time, once for all.
 
-    A small program is compiled, run and its traceback printed; the standard streams are made.
+    A small program is compiled, run, and its traceback printed, and the standard streams are made: each copy finds its
+    own files behind their descriptors.
     """
-    linecache.cache[_NAME] = (lambda: "1 / 0",)
+    source = "print(int(input()) + 1)\n1 / 0"
+    linecache.cache[_NAME] = (lambda: source,)
+    kept, (read, write) = [os.dup(descriptor) for descriptor in range(3)], os.pipe()
+    os.write(write, b"1\n")
+    for descriptor, end in enumerate((read, write, write)):
+        os.dup2(end, descriptor)
+    sys.stdin, sys.stdout, sys.stderr = _standard()
     try:
-        exec(compile("1 / 0", _NAME, "exec"), {})
+        exec(compile(source, _NAME, "exec"), {})
     except ZeroDivisionError as error:
-        traceback.format_exception(error)
+        sys.stderr.write("".join(traceback.format_exception(error)))
+    _flush()
     linecache.cache.clear()
-    null, (other, pipe) = os.dup(0), os.pipe()
-    for descriptor in (1, 2):
-        os.dup2(pipe, descriptor)  # streams remember whether one can seek in them
-    _streams[:] = (_stream(0, "<stdin>", "strict"), _stream(1, "<stdout>", "strict"),
-                   _stream(2, "<stderr>", "backslashreplace"))
-    for descriptor in (1, 2):
-        os.dup2(null, descriptor)
-    for descriptor in (null, other, pipe):
+    os.dup2(kept[0], 0)
+    sys.stdin, sys.stdout, sys.stderr = _standard()  # which remember that one cannot seek in a pipe
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
+    for descriptor, end in enumerate(kept):
+        os.dup2(end, descriptor)
+    for descriptor in (*kept, read, write):
         os.close(descriptor)
+
+
+def _standard() -> tuple[io.TextIOWrapper, io.TextIOWrapper, io.TextIOWrapper]:
+    return _stream(0, "<stdin>", "strict"), _stream(1, "<stdout>", "strict"), _stream(2, "<stderr>", "backslashreplace")
 
 
 def _stream(descriptor: int, name: str, errors: str) -> io.TextIOWrapper:
     raw = io.FileIO(descriptor, "rb" if descriptor == 0 else "wb", closefd=False)
     raw.name = name
     buffer = io.BufferedReader(raw) if descriptor == 0 else io.BufferedWriter(raw)
-    stream = io.TextIOWrapper(buffer, "utf-8", errors, line_buffering=descriptor == 2)
+    stream = io.TextIOWrapper(buffer, "utf-8", errors, "\n", line_buffering=descriptor == 2)  # \r\n stays, as in Python
     stream.mode = "r" if descriptor == 0 else "w"  # type: ignore[misc]  # as Python itself sets it
     return stream
 
 
-def execute(source: str, slip: int, seal: Callable[[], None]) -> NoReturn:
-    """Seals the process, runs `source` as `__main__` and exits as Python would. `slip` takes the report."""
-    main = types.ModuleType("__main__")
-    main.__dict__.update(__file__=_NAME, __builtins__=__builtins__)
-    sys.modules["__main__"] = main
-    source = source.removeprefix("\ufeff")
-    linecache.cache[_NAME] = (lambda: source,)  # tracebacks show lines; split if needed
-    seal()
+def execute(source: str, slip: int) -> NoReturn:
+    """Runs `source` as `__main__` and exits as Python would. `slip` takes the report."""
+    _discount_frames()
     code = 0
     try:
-        exec(compile(source, _NAME, "exec", dont_inherit=True), main.__dict__)
+        exec(compile(source.removeprefix(_MARK), _NAME, "exec", dont_inherit=True), sys.modules["__main__"].__dict__)
     except BaseException as error:
         code = _uncaught(error, slip)
-    with suppress(BaseException):
+    os._exit(code if _finish() else 120)  # as Python says it
+
+
+def _discount_frames() -> None:
+    """The caller may recurse as deep as an interpreter allows that runs nothing else: our frames do not count."""
+    get, put = sys.getrecursionlimit, sys.setrecursionlimit
+    exec_counts = sys.version_info < (3, 12)
+    ours, frame = 1 + exec_counts, sys._getframe(1).f_back
+    while frame:
+        ours, frame = ours + 1, frame.f_back
+
+    def getrecursionlimit() -> int:
+        return get() - ours
+
+    def setrecursionlimit(limit: int, /) -> None:
+        put(min(limit + ours, _DEEPEST) if isinstance(limit, int) and 0 < limit <= _DEEPEST else limit)
+
+    sys.getrecursionlimit, sys.setrecursionlimit = getrecursionlimit, setrecursionlimit
+    put(get() + ours)
+
+
+def _finish() -> bool:
+    """What Python does at its end, as far as it shows, in its order; whether all output could be written."""
+    try:
         if threading := sys.modules.get("threading"):
             threading._shutdown()  # waits for the program's threads
-    with suppress(BaseException):
-        atexit._run_exitfuncs()
+    except BaseException:
+        pass  # Python, too, goes on
     try:
-        sys.stdout.flush()
-    except Exception:
-        code = code or 120  # as Python says it
-    with suppress(Exception):
-        sys.stderr.flush()
-    os._exit(code)
+        atexit._run_exitfuncs()
+        written = _flush()
+        gc.collect()
+        sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
+        sys.modules.pop("__main__", None)  # with it go open writers, which write, and generators, which finish
+        gc.collect()
+    except BaseException:  # a signal's handler
+        written = False
+    return _flush() and written
+
+
+def _flush() -> bool:
+    done = True
+    for name in ("stdout", "stderr"):
+        try:
+            stream = getattr(sys, name, None)  # a program may have deleted it
+            if stream is not None and not stream.closed:
+                stream.flush()
+        except BaseException:
+            done = False
+    return done
 
 
 def _uncaught(error: BaseException, slip: int) -> int:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 
 _START_S = 120.0
 _AHEAD = 2  # programs that wait at the server, so that it never waits for this side
+_QUIET_S = 0.05  # most programs have ended by then, and what they wrote is read in one go
 _GRACE_S = 30.0  # a server that says nothing this long after its programs' time is taken for dead
 _HERE = Path(__file__).resolve().parent
 _ABOVE = [str(folder) for folder in (_HERE.parents[1], _HERE.parent, _HERE)]
@@ -95,6 +97,8 @@ class _Flight:
     index: int  # in its job
     slip: int
     outputs: dict[int, bytearray]  # read end → what came
+    launched: float = field(default_factory=time.monotonic)
+    watched: bool = False  # its outputs, by the selector
     overflowed: bool = False
     dismissed: bool = False  # the other of its pair ended
 
@@ -114,7 +118,7 @@ class _Server:
         self.folder = "" if level else tempfile.mkdtemp(prefix="fathom-sandbox-")
         packages = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
         environment = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
-                                              "MALLOC_ARENA_MAX")}
+                                              "MALLOC_ARENA_MAX", "LD_BIND_NOW")}  # bound once, not in every copy
         if "LD_LIBRARY_PATH" in os.environ:
             environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
         with theirs:
@@ -349,27 +353,34 @@ class Sandbox:
             server.flights[self._numbers] = flight
             for descriptor in flight.outputs:
                 os.set_blocking(descriptor, False)
-                server.selector.register(descriptor, selectors.EVENT_READ, self._numbers)
         if links:
             links[0].close()
 
     def _listen(self, server: _Server) -> int:
         """Waits for something to happen; how many jobs are finished by that."""
-        longest = max(flight.limits.wall_s for flight in server.flights.values())
-        events = server.selector.select(longest + _GRACE_S)
-        if not events:
+        pause = max(flight.limits.wall_s for flight in server.flights.values()) + _GRACE_S
+        now = time.monotonic()
+        for number, flight in server.flights.items():
+            if not flight.watched and now - flight.launched < _QUIET_S:
+                pause = _QUIET_S
+            elif not flight.watched:
+                flight.watched = True
+                for descriptor in flight.outputs:
+                    server.selector.register(descriptor, selectors.EVENT_READ, number)
+        events = server.selector.select(pause)
+        if not events and pause > _QUIET_S:
             raise _Died
         finished = 0
         for key, _ in events:
             if key.data is None:
                 finished += self._end(server, server.receive())
-            elif flight := server.flights.get(key.data):
+            elif heard := server.flights.get(key.data):
                 assert isinstance(key.fd, int)
-                if self._read(flight, key.fd):
+                if self._read(heard, key.fd):
                     continue
                 if key.fd in server.selector.get_map():
                     server.selector.unregister(key.fd)
-                if flight.overflowed:
+                if heard.overflowed:
                     server.send(Request(Ask.KILL, key.data))
         return finished
 
@@ -392,7 +403,7 @@ class Sandbox:
             while before < len(flight.outputs[descriptor]):  # all of it is there: no process is left to write
                 before = len(flight.outputs[descriptor])
                 self._read(flight, descriptor)
-            with suppress(KeyError):  # its end was seen before
+            with suppress(KeyError):  # its end was seen before, or it was never watched
                 server.selector.unregister(descriptor)
         job.ran[flight.index] = _ran(flight, reply)
         _release(flight)
@@ -412,7 +423,9 @@ def _ran(flight: _Flight, reply: Reply) -> Ran:
     stdout, stderr = (bytes(came[:most]) for came in flight.outputs.values())
     known: dict[str, Any] = {"stdout": stdout, "stderr": stderr, "cpu_s": reply.cpu_s, "wall_s": reply.wall_s}
     code = os.waitstatus_to_exitcode(reply.status) if reply.seen is Seen.ENDED else 0
-    told, text = read_report(os.pread(flight.slip, REPORT_BYTES, 0)) if code == 1 else (Told.NOTHING, "")
+    told, text = Told.NOTHING, ""
+    if code in (1, 120):  # 120: its last output could not be written, either
+        told, text = read_report(os.pread(flight.slip, REPORT_BYTES, 0))
     if reply.seen is Seen.BROKEN:
         return Ran(End.BROKEN, reason=reply.reason, **known)
     if flight.overflowed:

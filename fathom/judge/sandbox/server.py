@@ -31,6 +31,7 @@ _STATUS, _PROC, _SLIP = 61, 62, 63  # descriptors in a program's process, 0–3 
 _OPEN_FILES = 4096  # of the server
 _WATCH_S = 0.005  # how closely processor time is watched near its limit
 _SIGCHLD, _SIG_DFL = int(signal.SIGCHLD), int(signal.SIG_DFL)
+_BROKEN = b"broken "
 _PROGRAM_PID = 2  # in its own namespace, where process 1 waits for it
 
 
@@ -47,24 +48,18 @@ class _Running:
     def __init__(self, request: Request, pid: int, status: int, started: float) -> None:
         self.request = request
         self.pid = pid  # of the process that the server reaps, and kills
-        self.status = status  # read end of what the process says of itself: its number, a failed start, at L1 its end
-        self.said = b""
+        self.status = status  # read end of what the process says of itself: a failed start, at L1 its end
         self.started = started
         self.look = 0.0  # when to watch next
         self.cpu_s = 0.0  # when it was watched last
         self.seen = Seen.ENDED
 
-    def hear(self, word: bytes) -> list[bytes] | None:
-        """What the process has said after `word`, if anything."""
+    def hear(self) -> bytes:
+        """What the process said, all of it once it has ended."""
         try:
-            while piece := os.read(self.status, 4096):
-                self.said += piece
+            return os.read(self.status, 4096)
         except BlockingIOError:
-            pass
-        for line in self.said.split(b"\n"):
-            if line.startswith(word):
-                return line.split()[1:]
-        return None
+            return b""
 
 
 class Server:
@@ -75,7 +70,8 @@ class Server:
         self.level, self.workers, self.folder = level, workers, folder
         self.running: dict[int, _Running] = {}
         self.waiting: list[tuple[Request, list[int]]] = []  # for one of them to end
-        self.user, self.group = os.geteuid(), os.getegid()
+        self.maps: list[tuple[str, bytes]] = []  # of users, at L1
+        self.used: int | None = None  # bytes of address space, by interpreter and preloaded modules
         self.proc = _high(os.open("/proc", os.O_RDONLY)) if sys.platform == "linux" else None
         self.filter: confine.Filter | None = None  # at L1
         self.cores = os.cpu_count() or 1
@@ -84,14 +80,15 @@ class Server:
         """Everything that programs share. confine.Refused where L1 is asked for and not to be had."""
         if self.level:
             hints = confine.build_root(packages)
-            self.user, self.group = os.geteuid(), os.getegid()
+            self.maps = confine.maps_for_programs()
             self.filter = confine.system_calls(_PROGRAM_PID)
             confine.unseen()
             assert self.proc is not None
-            confine.rehearse(self.proc, self.user, self.group, self.filter, hints)
+            confine.rehearse(self.proc, self.maps, self.filter, hints)
         elif sys.platform == "linux":
             confine.adopt_orphans()
         resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, _OPEN_FILES))
+        confine.limit_all()
 
     def say(self, reply: Reply) -> None:
         """To the parent; one that is gone is noticed where it is listened to."""
@@ -176,9 +173,9 @@ class Server:
     def _become(self, request: Request, envelopes: list[int], status: int) -> NoReturn:
         """In the new process: what a program needs, and no descriptor more."""
         try:
-            if self.level and (program := os.fork()):  # first of all: what is written before is copied twice
-                _wait_for(program, status)
-            if sys.platform == "linux":
+            if self.level:
+                confine.divide(status, _OPEN_FILES)
+            elif sys.platform == "linux":
                 confine.die_with_parent()
             signal.set_wakeup_fd(-1)
             sys.modules["_signal"].signal(_SIGCHLD, _SIG_DFL)  # signal.signal, without its enums
@@ -194,7 +191,7 @@ class Server:
             os.closerange(_SLIP + 1, _OPEN_FILES)
             if self.level:
                 assert self.proc is not None
-                confine.settle(_PROC, self.user, self.group, request.disk_mb)
+                confine.settle(_PROC, self.maps, request.disk_mb)
             else:
                 os.setsid()
                 folder = os.path.join(self.folder, str(request.number))
@@ -203,27 +200,22 @@ class Server:
             self._run(request)
         except BaseException as error:
             with suppress(OSError):  # the server is gone, too
-                os.write(status, f"broken {type(error).__name__}: {error}\n".encode()[:200])
+                os.write(status, _BROKEN + f"{type(error).__name__}: {error}".encode()[:200] + b"\n")
         finally:
             os._exit(1)  # whatever happens: a copy never goes on as the server
 
     def _run(self, request: Request) -> NoReturn:
-        if self.proc is not None:
-            os.write(_STATUS, f"pid {os.readlink('self', dir_fd=_PROC)}\n".encode())
-        source, files = read_slip(os.pread(_SLIP, os.fstat(_SLIP).st_size, 0))
+        source, files = read_slip(os.pread(_SLIP, os.lseek(_SLIP, 0, os.SEEK_END), 0))
         for name, content in files:
             with open(name, "wb") as file:
                 file.write(content)
-        inside.ordinary()
-
-        def seal() -> None:
-            confine.limit(_PROC if self.proc is not None else None, request.memory_mb, request.cpu_s, request.disk_mb,
-                          request.threads if self.level else None)
-            if self.filter:
-                confine.seal(self.filter)
-            os.closerange(_STATUS, _SLIP)
-
-        inside.execute(source, _SLIP, seal)
+        inside.ordinary(source)
+        confine.limit(self.used, request.memory_mb, request.cpu_s, request.disk_mb,
+                      request.threads if self.level else None)
+        if self.filter:
+            confine.seal(self.filter)
+        os.closerange(_STATUS, _SLIP)
+        inside.execute(source, _SLIP)
 
     def _reap(self) -> None:
         with suppress(ChildProcessError):
@@ -240,11 +232,12 @@ class Server:
         wall_s = time.monotonic() - running.started
         cpu_s = usage.ru_utime + usage.ru_stime
         request, seen, reason = running.request, running.seen, ""
-        if broken := running.hear(b"broken"):
-            seen, reason = Seen.BROKEN, b" ".join(broken).decode(errors="replace")
+        said = running.hear()
+        if _BROKEN in said:
+            seen, reason = Seen.BROKEN, said.partition(_BROKEN)[2].partition(b"\n")[0].decode(errors="replace")
         elif self.level and seen is Seen.ENDED:
-            if end := running.hear(b"end"):
-                status, cpu_s = int(end[0]), float(end[1])
+            if end := confine.account(said):
+                status, cpu_s = end
             else:
                 seen, reason = Seen.BROKEN, "its namespace was killed from outside"
         else:
@@ -281,9 +274,11 @@ class Server:
         """Processor seconds that a program has used, and seconds that its main thread has waited for a processor."""
         if self.proc is None:
             return 0.0, 0.0  # RLIMIT_CPU alone
-        said = running.hear(b"pid")
-        pid = int(said[0]) if said else running.pid
         try:
+            pid = running.pid
+            if self.level:
+                with open(os.open(f"{pid}/task/{pid}/children", os.O_RDONLY, dir_fd=self.proc), "rb") as file:
+                    pid = int(file.read() or pid)  # not yet, or no longer: process 1 itself
             with open(os.open(f"{pid}/schedstat", os.O_RDONLY, dir_fd=self.proc), "rb") as file:
                 waited_ns = int(file.read().split()[1])
             return time.clock_gettime(~pid << 3 | 2), waited_ns / 1e9  # clock_getcpuclockid(3), in the kernel's terms
@@ -317,17 +312,6 @@ class Server:
             return [pid for pid in map(int, file.read().split()) if pid not in self.running]
 
 
-def _wait_for(program: int, status: int) -> NoReturn:
-    """What process 1 of a namespace does: it tells the server how the program ended, and with it everything ends."""
-    confine.die_with_parent()
-    os.closerange(0, status)
-    os.closerange(status + 1, _OPEN_FILES)
-    os.write(status, b"\n")  # fails where the server ended before the first line
-    _, how, usage = os.wait4(program, 0)
-    os.write(status, f"end {how} {usage.ru_utime + usage.ru_stime:.6f}\n".encode())
-    os._exit(0)
-
-
 def _remove(top: str) -> None:
     """Removes a folder whatever a program made of it: closed, or nested deeper than a path can say."""
     todo, moved = [top], 0
@@ -351,6 +335,14 @@ def _high(descriptor: int) -> int:
     moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _SLIP + 1)
     os.close(descriptor)
     return moved
+
+
+def _look_up() -> None:
+    """Looks up what a program's process will look up in modules, so that their type's cache is not written to there."""
+    things = [thing for scope in (confine, inside, Server) for thing in vars(scope).values()]
+    for code in filter(None, (getattr(thing, "__code__", None) for thing in things)):
+        for name in code.co_names:
+            getattr(os, name, None)
 
 
 def main(control: int, level: int, workers: int, folder: str, packages: list[str], preload: list[str]) -> None:
@@ -383,6 +375,9 @@ def main(control: int, level: int, workers: int, folder: str, packages: list[str
     for name in [name for name in sys.modules if name.startswith("fathom")]:
         del sys.modules[name]
     inside.rehearse()
+    _look_up()
+    if server.proc is not None:
+        server.used = confine.address_space(server.proc)
     gc.collect()
     gc.freeze()
     gc.disable()

@@ -124,11 +124,12 @@ def slip(source: str, files: Mapping[str, bytes]) -> bytes:
 
 def read_slip(data: bytes) -> tuple[str, list[tuple[str, bytes]]]:
     """Source and files of a slip."""
-    (count,) = struct.unpack_from("<I", data, REPORT_BYTES)
-    sizes = struct.unpack_from(f"<{count}Q", data, REPORT_BYTES + 4)
-    start, parts = REPORT_BYTES + 4 + 8 * count, []
-    for size in sizes:
+    count = int.from_bytes(data[REPORT_BYTES : REPORT_BYTES + 4], "little")
+    place = REPORT_BYTES + 4
+    start, parts = place + 8 * count, []
+    for _ in range(count):
+        size = int.from_bytes(data[place : place + 8], "little")
         parts.append(data[start : start + size])
-        start += size
-    names = [name.decode(errors="surrogateescape") for name in parts[1::2]]
-    return parts[0].decode(errors="surrogatepass"), list(zip(names, parts[2::2], strict=True))
+        place, start = place + 8, start + size
+    files = [(parts[n].decode(errors="surrogateescape"), parts[n + 1]) for n in range(1, count, 2)]
+    return parts[0].decode(errors="surrogatepass"), files
