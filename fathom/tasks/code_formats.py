@@ -251,7 +251,11 @@ def _cases(value: Any, name: str, starter: str) -> StdinTests | CaseTests:
         raise BadRow(f"{name} has unequal numbers of inputs and outputs")
     function = value.get("fn_name")
     if function is None:
-        return StdinTests(tuple(map(_words, inputs)), tuple(map(_words, outputs)))
+        printed = tuple(map(_words, outputs))
+        try:
+            return StdinTests(tuple(map(_words, inputs)), printed)
+        except UsageError:
+            raise BadRow("an output is too long" if any(map(str.split, printed)) else "outputs are all empty") from None
     if not isinstance(function, str) or not function.isidentifier():
         raise BadRow("fn_name is not a name")
     given = [_lines(item) if isinstance(item, str) else item for item in inputs]

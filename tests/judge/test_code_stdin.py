@@ -40,6 +40,7 @@ def block(source: str) -> str:
         (b"nan", "1", 1e-6, False),
         (b"inf", "1", 1e-6, False),
         (b"x", "1", 1e-6, False),
+        (b"1_000", "1000", 1e-6, False),
         (b"\xff", "1", None, False),
     ],
 )
@@ -61,14 +62,26 @@ def test_programs_that_print() -> None:
         "while True:\n    print('x' * 10_000)": (Outcome.WRONG, "output limit"),
         "x = [0] * 10**9": (Outcome.WRONG, "memory limit"),
         f"if __name__ == '__main__':\n    {SUM}": (Outcome.RIGHT, "all tests passed"),
+        f"from __future__ import annotations\n{SUM}": (Outcome.RIGHT, "all tests passed"),
+        f"import sys\nprint('debug ' * 100_000, file=sys.stderr)\n{SUM}": (Outcome.RIGHT, "all tests passed"),
+        f"import os\nos.write(2, b'x' * 300_000)\n{SUM}": (Outcome.RIGHT, "all tests passed"),
+        f"{SUM} +": (Outcome.WRONG, "raised SyntaxError"),
     }
     with CodeJudge(limits=Limits(cpu_s=1.0, wall_s=10.0, memory_mb=256)) as judge:
         verdicts = judge.judge([(SUMS, block(source)) for source in programs])
     assert dict(zip(programs, [(v.outcome, v.reason) for v in verdicts], strict=True)) == programs
 
 
+def test_as_much_may_be_printed_as_is_expected() -> None:
+    numbers = StdinTests(("200000",), (" ".join(map(str, range(200_000))),))
+    count, more = "print(*range(int(input())))", "print(*range(3 * int(input())))"
+    with CodeJudge() as judge:
+        verdicts = judge.judge([(numbers, block(source)) for source in (count, more)])
+    assert [verdict.reason for verdict in verdicts] == ["all tests passed", "output limit"]
+
+
 class Recorded:
-    """A sandbox that answers 10 · program's number + test's number, as `ends` says, and remembers what it ran."""
+    """A sandbox that answers as `ends` says, and remembers what it ran: the program's only word and its input."""
 
     ran: list[list[str]]
     ends: dict[str, Ran]
@@ -77,7 +90,8 @@ class Recorded:
         self.settings = settings
 
     def run(self, programs: Sequence[Program]) -> list[Ran]:
-        self.ran.append([f"{program.source.strip()} {program.stdin!s}" for program in programs])
+        words = [next(word for word in "abc" if f"'{word}\\n'" in program.source) for program in programs]
+        self.ran.append([f"{word} {program.stdin!s}" for word, program in zip(words, programs, strict=True)])
         return [self.ends.get(name, Ran(End.EXITED, 0, stdout=b"ok")) for name in self.ran[-1]]
 
     def run_pairs(self, pairs: Sequence[tuple[Program, Program]]) -> list[tuple[Ran, Ran]]:
@@ -131,7 +145,37 @@ def test_a_broken_sandbox_is_no_wrong_answer(recorded: type[Recorded]) -> None:
     assert [(v.outcome, v.reason) for v in called] == [(Outcome.FAILED, "no processes left")]
 
 
+def test_what_was_starved_is_run_once_more_alone(recorded: type[Recorded], monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded.ends = {"a 0": BUSY, "c 0": BUSY}
+    one = StdinTests(("0",), ("ok",))
+    found = CodeJudge().judge([(one, block(word)) for word in "abc"])
+    assert [verdict.outcome for verdict in found] == [Outcome.FAILED, Outcome.RIGHT, Outcome.FAILED]
+    assert recorded.ran == [["a 0", "b 0", "c 0"], ["a 0"], ["c 0"]]
+    again = iter([BUSY, Ran(End.EXITED, 0, stdout=b"ok")])
+    monkeypatch.setattr(Recorded, "run", lambda self, programs: [next(again)])
+    assert CodeJudge().judge([(one, block("a"))])[0].outcome is Outcome.RIGHT
+
+
+def test_outputs_of_many_programs_are_held_a_few_at_a_time(
+    recorded: type[Recorded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(code, "_HELD_KB", 150)
+    found = CodeJudge().judge([(FIVE, block(word)) for word in "abc"])
+    assert [verdict.outcome for verdict in found] == [Outcome.RIGHT] * 3
+    assert recorded.ran[:2] == [["a 0", "b 0"], ["c 0"]] and sum(map(len, recorded.ran)) == 15
+
+
+def test_no_more_programs_at_once_than_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(code.os, "sched_getaffinity", lambda pid: {0, 3}, raising=False)
+    assert CodeJudge(workers=64).workers == 2 and CodeJudge(workers=1).workers == 1
+
+
 def test_impossible_tests_are_refused() -> None:
+    with pytest.raises(UsageError, match="all empty"):
+        StdinTests(("1", "2"), ("", "\n"))
+    assert len(StdinTests(("1", "2"), ("", "1"))) == 2
+    with pytest.raises(UsageError, match="longer than 4 Mi"):
+        StdinTests(("1",), ("x" * (4 << 20) + "y",))
     with pytest.raises(UsageError, match="2 inputs, 1 outputs"):
         StdinTests(("1", "2"), ("1",))
     with pytest.raises(UsageError, match="0 inputs"):

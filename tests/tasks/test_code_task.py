@@ -16,6 +16,8 @@ from fathom.judge.code import AssertTests, CaseTests, CodeJudge, StdinTests, fro
 from fathom.judge.code.names import parse
 from fathom.judge.verdict import Outcome
 from fathom.tasks.code import CodeTask
+from fathom.tasks.code_formats import Choices, read
+from fathom.tasks.rows import BadRow
 from fathom.tasks.task import Problem, Task, load_task
 
 DATA = Path("/work/shared/data/code_eval")
@@ -149,6 +151,7 @@ BAD: dict[str, Any] = {
     "tests has unequal numbers of inputs and outputs": {"problem": "d", "tests": {"inputs": ["1"], "outputs": []}},
     "an input or output is not text": {"problem": "e", "tests": {"inputs": [1], "outputs": ["1"]}},
     "an input or output is not UTF-8": '{"problem": "k", "tests": {"inputs": ["\\ud800"], "outputs": ["1"]}}',
+    "outputs are all empty": {"problem": "l", "tests": {"inputs": ["1", "2"], "outputs": ["", "\n"]}},
     "fn_name is not a name": {"problem": "f", "tests": {"fn_name": "a b", "inputs": [[1]], "outputs": [1]}},
     "an input is not JSON": {"problem": "g", "tests": {"fn_name": "f", "inputs": ["x"], "outputs": ["1"]}},
     "tests has inputs that are no lists of arguments": {
@@ -174,6 +177,12 @@ def test_bad_rows_are_named_and_counted(tmp_path: Path) -> None:
     assert len(list(task.problems("train"))) == 1
     assert task.skipped == Counter([*BAD, "question appeared before"])
     assert task.where[0] == f"{path}:2: {next(iter(BAD))}"
+
+
+def test_outputs_beyond_what_a_program_may_print_are_named() -> None:
+    long = {"problem": "m", "tests": {"inputs": ["1"], "outputs": ["y" * ((4 << 20) + 1)]}}
+    with pytest.raises(BadRow, match="an output is too long"):
+        read(long, Choices())
 
 
 def test_splits_are_those_of_problem_files(tmp_path: Path) -> None:

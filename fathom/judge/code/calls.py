@@ -31,7 +31,7 @@ class Told:
     """What came of a pair.
 
     `passed` tests passed, and `failure` is why the first one that failed did; it is empty where all passed. `broken`
-    says why nothing is known of the solution: the sandbox broke, or the tests did before they asked it anything.
+    says why nothing is known of the solution: the sandbox broke, or the tests did before the solution answered.
     """
 
     passed: int
@@ -87,7 +87,7 @@ def said(solution: Ran, tests: Ran, count: int) -> Told:
     passed, answered = names.count("pass"), "answered" in names
     value = next((event[1] for event in events if event[0] == "value"), None)
     if not (tests.ended is End.EXITED and tests.code == 0 and names[-1:] == ["end"]):
-        if tests.ended is End.LIMIT and (answered or solution.ended is End.LIMIT):
+        if tests.ended is End.LIMIT and ("asked" in names or solution.ended is End.LIMIT):
             return Told(passed, f"{limit(tests)} limit")
         return Told(passed, broken=f"tests ended early: {tests.limit or tests.ended}")
     loaded = "loaded" in names
@@ -96,6 +96,8 @@ def said(solution: Ran, tests: Ran, count: int) -> Told:
             return Told(passed, event[1], detail="".join(event[2:]), loaded=loaded)
         if event[0] == "gone":
             return Told(passed, ending(solution) or "exited before it answered", loaded=loaded)
+        if event[0] == "large":
+            return Told(passed, broken="arguments are too large")
         if event[0] == "test":
             how = f"test raised {event[1]}"
             return Told(passed, how) if answered else Told(passed, broken=how)

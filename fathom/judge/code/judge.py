@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import builtins
 import math
+import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Self, get_args
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from fathom.core.errors import UsageError
 from fathom.judge.code.calls import Told, ending, pair, plain, said
@@ -33,13 +34,26 @@ PRELOAD = (
     "functools", "heapq", "itertools", "json", "marshal", "math", "operator", "random", "re", "select", "string",
     "typing", "zlib",
 )  # fmt: skip
+MOST_OUTPUT_MB = 4  # of an expected output
+_HELD_KB = 256 << 10  # KiB of outputs that may be held at once
+_STARVED = "starved of processor"  # what the sandbox says of a program that a busy machine kept from running
+# what annotations need, as LeetCode has it imported
+_TYPING = """\
+from typing import (
+    Any, Callable, DefaultDict, Deque, Dict, FrozenSet, Generator, Iterable, Iterator, List, Mapping, Optional,
+    Sequence, Set, Tuple, Union,
+)
+"""
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True)
 class StdinTests:
     """A program is run once per test: it reads an input and must print an output, the same words in the same order.
 
-    With a `tolerance` words that are numbers may differ by that much, relative to numbers beyond 1.
+    With a `tolerance` words that are numbers may differ by that much, relative to numbers beyond 1. A program may print
+    twice what is expected and 64 KiB (`Limits.output_kb`) more; what it writes to standard error is dropped.
     """
 
     inputs: tuple[str, ...]
@@ -51,6 +65,10 @@ class StdinTests:
         object.__setattr__(self, "outputs", tuple(self.outputs))
         if len(self.inputs) != len(self.outputs) or not self.inputs:
             raise UsageError(f"{len(self.inputs)} inputs, {len(self.outputs)} outputs: give as many, and at least one")
+        if not any(output.split() for output in self.outputs):
+            raise UsageError("outputs are all empty: a program that does nothing prints them; give one that is not")
+        if max(map(len, self.outputs)) > MOST_OUTPUT_MB << 20:
+            raise UsageError(f"an output is longer than {MOST_OUTPUT_MB} Mi characters; leave that test out")
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -164,7 +182,8 @@ class CodeJudge:
     RIGHT is all tests passed. A WRONG program scores 0, at its first failure; with `credit` share it is run to the end
     and scores the share of tests that it passed. At most the first `most_tests` are run. `limits` hold for a program:
     for each test of standard input and output, for all tests of a function together. What is `preload`ed starts fast.
-    `require_level` is Sandbox's.
+    `require_level` is Sandbox's. No more than one program per processor runs at a time, whatever `workers` says: more
+    would take the time from each other that each may use. One that a busy machine starved is run again, alone.
     """
 
     def __init__(
@@ -183,7 +202,7 @@ class CodeJudge:
             )
         if most_tests is not None and (isinstance(most_tests, bool) or most_tests < 1):
             raise UsageError(f"most_tests={most_tests!r:.80}: must be ≥ 1; leave it out to run all tests")
-        self.workers, self.limits, self.most_tests = workers, limits or Limits(), most_tests
+        self.workers, self.limits, self.most_tests = min(workers, _processors()), limits or Limits(), most_tests
         self._share = credit == "share"
         self.preload, self.require_level = tuple(dict.fromkeys((*PRELOAD, *preload))), require_level
         self._sandbox: Sandbox | None = None
@@ -258,6 +277,7 @@ class CodeJudge:
             about: dict[str, Any] = {"tests": tests.tests[:count], "names": tests.names, "setup": tests.setup}
             about |= {"given": tests.given, "in_place": tests.in_place}
         else:
+            sources.insert(0, _TYPING)
             cases = [(plain(args), plain(expected)) for args, expected in tests.cases[:count]]
             about = {"cases": cases, "name": tests.name, "takes": tests.takes, "gives": tests.gives}
             about |= {"result": tests.result, "unwrap": tests.unwrap, "tolerance": tests.tolerance}
@@ -268,7 +288,7 @@ class CodeJudge:
             return []
         pairs = [pair(sources, spec, self.limits) for sources, spec in specs]
         with self._lock:
-            ended = self._opened().run_pairs(pairs)
+            ended = _again(self._opened().run_pairs, pairs, lambda rans: any(map(_starved, rans)))
         return [said(*rans, count) for rans, count in zip(ended, counts, strict=True)]
 
     # Standard input and output.
@@ -279,11 +299,12 @@ class CodeJudge:
         first, size = 0, max(map(len, tests.values()), default=0) if self._share else 1
         while alive := [i for i in codes if first < self._count(tests[i]) and not (told[i].failure or told[i].broken)]:
             asked = [(i, test) for i in alive for test in range(first, min(first + size, self._count(tests[i])))]
-            programs = [Program(codes[i], tests[i].inputs[test], limits=self.limits) for i, test in asked]
-            with self._lock:
-                ended = self._opened().run(programs)
-            for (i, test), ran in zip(asked, ended, strict=True):
-                told[i] = _added(told[i], ran, tests[i].outputs[test], tests[i].tolerance, self._share)
+            programs = [_printing(codes[i], tests[i], test, self.limits) for i, test in asked]
+            for batch in _batches(programs):
+                with self._lock:
+                    ended = _again(self._opened().run, programs[batch], _starved)
+                for (i, test), ran in zip(asked[batch], ended, strict=True):
+                    told[i] = _added(told[i], ran, tests[i].outputs[test], tests[i].tolerance, self._share)
             first, size = first + size, size * 2
         return told
 
@@ -291,6 +312,41 @@ class CodeJudge:
         if self._sandbox is None:
             self._sandbox = Sandbox(workers=self.workers, preload=self.preload, require_level=self.require_level)
         return self._sandbox
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _starved(ran: Ran) -> bool:
+    return ran.ended is End.BROKEN and ran.reason == _STARVED
+
+
+def _again(run: Callable[[Sequence[_T]], list[_R]], jobs: Sequence[_T], starved: Callable[[_R], bool]) -> list[_R]:
+    """What came of each job; those that were starved are run once more when all others are done, one at a time."""
+    ended = run(jobs)
+    return [run([job])[0] if starved(one) else one for job, one in zip(jobs, ended, strict=True)]
+
+
+def _printing(code: str, tests: StdinTests, test: int, limits: Limits) -> Program:
+    """The program of one test. Its standard error goes nowhere: debug lines must not count as output."""
+    source = (
+        "import os\n_null = os.open(os.devnull, os.O_WRONLY)\nos.dup2(_null, 2)\nos.close(_null)\ndel os, _null\n"
+        f"exec(compile({code.removeprefix(chr(0xFEFF))!a}, __file__, 'exec', dont_inherit=True))\n"
+    )
+    room_kb = limits.output_kb + -(-2 * len(tests.outputs[test].encode(errors="replace")) // 1024)
+    return Program(source, tests.inputs[test], limits=replace(limits, output_kb=room_kb))
+
+
+def _batches(programs: Sequence[Program]) -> Iterator[slice]:
+    """Slices of the programs whose outputs may be held at once."""
+    begin = held = 0
+    for i, one in enumerate(programs):
+        held += one.limits.output_kb
+        if held > _HELD_KB and i > begin:
+            yield slice(begin, i)
+            begin, held = i, one.limits.output_kb
+    yield slice(begin, len(programs))
 
 
 def _added(told: Told, ran: Ran, output: str, tolerance: float | None, share: bool) -> Told:
@@ -314,6 +370,8 @@ def same_words(printed: bytes, expected: str, tolerance: float | None = None) ->
 
 
 def _near(given: str, wanted: str, tolerance: float) -> bool:
+    if "_" in given:  # Python's spelling of a number, which no printed number has
+        return False
     try:
         one, other = float(given), float(wanted)
     except ValueError:

@@ -12,22 +12,30 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any, Protocol
 
 SOCKET = 3
-LARGEST = 4 << 20  # bytes of a message
+LARGEST = 32 << 20  # bytes of a message
+LONGEST_READ = 100_000  # items of what can only be read by iterating over it
 DEEPEST = 100  # containers in one another
+MOST_COLLISIONS = 100  # hashable values of one hash: that many cost the square of their number to tell apart
+LONGEST_NUMBER = 10_000  # digits of a Decimal or of either part of a Fraction
 _PLAIN_INT = 1 << 63
+_SCALARS = frozenset((type(None), bool, int, float, str))
 _TAGS: tuple[tuple[Any, str], ...] = ((list, "l"), (tuple, "t"), (set, "s"), (frozenset, "f"))
 _TYPES: dict[str, Any] = {
     kind.__name__: kind for kind in (bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict, object)
 }
-_EXACT = {  # by module, the types whose values travel as the arguments that build them again
-    "datetime": ("date", "time", "datetime", "timedelta"),
-    "decimal": ("Decimal",),
-    "fractions": ("Fraction",),
-}
+# what methods of plain data are called, which a thing that is returned in its place could answer as it likes
+_OF_DATA = {name for kind in (*_TYPES.values(), range, deque) for name in dir(kind) if not name.startswith("_")}
+_TIMES = ("date", "time", "datetime", "timedelta", "timezone")  # travel as the arguments that build them again
+
+
+# Where a handle is from: a function's answer, which data may be expected to be; a class's, or an attribute; a class.
+MADE_BY_FUNCTION, MADE_BY_CLASS, IS_CLASS = range(3)
 
 
 class Unfit(Exception):
@@ -49,20 +57,23 @@ class Asks(Protocol):
 class Handle:
     """In the tests' process, a thing that lives in the solution's: a function, a class, an object of its own.
 
-    It is equal to itself and to nothing else, whatever the solution's `__eq__` says.
+    It can be called and has attributes and a text. It has no length, items or order, which the solution could tell
+    anew each time, and is equal to itself and to nothing else. `made` says where it is from: what stands where data may
+    be expected has none of the attributes that data have, either.
     """
 
-    __slots__ = ("__calls", "__number")
+    __slots__ = ("__calls", "__made", "__number")
 
-    def __init__(self, calls: Asks, number: int) -> None:
-        self.__calls, self.__number = calls, number
+    def __init__(self, calls: Asks, number: int, made: int = MADE_BY_CLASS) -> None:
+        self.__calls, self.__number, self.__made = calls, number, made
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.__calls.call(self, args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what copy and pickle look for, which must not be the solution's
-            raise AttributeError(name)
+        # Names with two underscores are what copy and pickle look for, which must not be the solution's.
+        if name.startswith("__") or (name in _OF_DATA and not self.__made):
+            raise AttributeError(f"'Handle' object has no attribute {name!r}")
         return self.__calls.ask("get", self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -70,23 +81,6 @@ class Handle:
             object.__setattr__(self, name, value)
         else:
             self.__calls.ask("set", self, name, value)
-
-    def __len__(self) -> int:
-        return int(self.__calls.ask("len", self))
-
-    def __bool__(self) -> bool:
-        return True
-
-    def __getitem__(self, key: Any) -> Any:
-        return self.__calls.ask("item", self, key)
-
-    def __iter__(self) -> Iterator[Any]:
-        rows = self.__calls.ask("iter", self)
-        while True:
-            more = self.__calls.ask("next", rows)
-            if not more:
-                return
-            yield more[0]
 
     def __str__(self) -> str:
         return str(self.__calls.ask("str", self))
@@ -103,13 +97,51 @@ def number_of(handle: Handle) -> int:
     return int(object.__getattribute__(handle, "_Handle__number"))
 
 
+def made(handle: Handle) -> int:
+    """Where the thing is from."""
+    return int(object.__getattribute__(handle, "_Handle__made"))
+
+
+class Rows:
+    """In the tests' process, an iterator that a call returned: what it holds was read when it was returned.
+
+    Unfit where it is begun again after its end, since a test that reads an answer twice would see nothing the second
+    time; and at its end where it was `cut` there.
+    """
+
+    def __init__(self, items: list[Any], cut: bool) -> None:
+        self._rest, self._cut, self._over = deque(items), cut, False
+
+    def __iter__(self) -> Rows:
+        if self._over:
+            raise Unfit("is an iterator and was read twice")
+        return self
+
+    def __next__(self) -> Any:
+        if self._rest:
+            return self._rest.popleft()
+        if self._cut:
+            raise Unfit("is endless")
+        self._over = True
+        raise StopIteration
+
+
+def taken(source: Iterable[Any]) -> tuple[list[Any], bool]:
+    """The first items of what can be iterated over, and whether there were more."""
+    items = list(islice(iter(source), LONGEST_READ + 1))
+    return items[:LONGEST_READ], len(items) > LONGEST_READ
+
+
 class Codec:
-    """Values to JSON and back. `keep` gives a number to what has no form of its own; `find` makes it a thing again."""
+    """Values to JSON and back. `keep` gives a number, or data, for what has no form; `find` makes a number a thing.
+
+    At the solution's end (`serves`) arrays and iterators are what they were; at the tests' end lists and Rows.
+    """
 
     def __init__(
-        self, keep: Callable[[Any], int] | None = None, find: Callable[[int], Any] | None = None, arrays: bool = False
+        self, keep: Callable[[Any], Any] | None = None, find: Callable[[int], Any] | None = None, serves: bool = False
     ) -> None:
-        self._keep, self._find, self._arrays = keep, find, arrays
+        self._keep, self._find, self._serves = keep, find, serves
 
     def encode(self, value: Any, depth: int = 0) -> Any:
         """The value as JSON; Unfit where it has no form, or nests too deep."""
@@ -122,7 +154,8 @@ class Codec:
             raise Unfit("nests too deep")
         for base, tag in _TAGS:
             if isinstance(value, base):
-                return [tag, *(self.encode(item, depth + 1) for item in base.__iter__(value))]
+                items = list(base.__iter__(value))
+                return [tag, *(items if _are_plain(items) else [self.encode(item, depth + 1) for item in items])]
         if isinstance(value, dict):
             flat = [part for pair in dict.items(value) for part in pair]
             return ["d", *(self.encode(part, depth + 1) for part in flat)]
@@ -141,11 +174,19 @@ class Codec:
         kind: type = type(value)
         if kind.__module__ == "numpy" and hasattr(value, "tolist"):
             return ["n", str(value.dtype), self.encode(value.tolist(), depth + 1)]
-        if kind.__name__ in _EXACT.get(kind.__module__, ()):
-            return ["x", kind.__module__, kind.__name__, self.encode(value.__reduce__()[1], depth + 1)]
+        if kind.__module__ in ("datetime", "decimal", "fractions") and (parts := _parts(value, kind.__name__)):
+            return ["x", kind.__name__, *(self.encode(part, depth + 1) for part in parts)]
+        if isinstance(value, range):
+            return ["r", *(self.encode(part) for part in (value.start, value.stop, value.step))]
+        if isinstance(value, deque):
+            return ["D", *(self.encode(item, depth + 1) for item in deque.__iter__(value))]
+        if hasattr(kind, "__next__"):
+            items, cut = taken(value)
+            return ["I", cut, *(self.encode(item, depth + 1) for item in items)]
         if self._keep is None:
             raise Unfit(f"{kind.__name__} is not carried")
-        return ["h", self._keep(value)]
+        kept = self._keep(value)
+        return ["h", kept] if isinstance(kept, int) else self.encode(kept, depth)
 
     def decode(self, code: Any, depth: int = 0) -> Any:
         """The value that JSON stands for; Unfit where it stands for none."""
@@ -162,23 +203,33 @@ class Codec:
     def _decode(self, tag: str, parts: list[Any], depth: int) -> Any:
         for base, name in _TAGS:
             if tag == name:
-                return base(self.decode(part, depth) for part in parts)
+                items = parts if set(map(type, parts)) <= _SCALARS else [self.decode(part, depth) for part in parts]
+                return items if base is list else base(_sparse(items) if base in (set, frozenset) else items)
         if tag == "d":
             values = [self.decode(part, depth) for part in parts]
-            return dict(zip(values[::2], values[1::2], strict=True))
+            return dict(zip(_sparse(values[::2]), values[1::2], strict=True))
         if tag == "h" and self._find is not None and type(parts[0]) is int:
             return self._find(parts[0])
         if tag == "n":
             return self._array(parts[0], self.decode(parts[1], depth))
         if tag == "x":
-            return _rebuilt(parts[0], parts[1], self.decode(parts[2], depth))
+            return _rebuilt(parts[0], [self.decode(part, depth) for part in parts[1:]])
+        if tag == "D":
+            return deque(self.decode(part, depth) for part in parts)
+        if tag == "r":
+            ends = [self.decode(part, depth) for part in parts]
+            len(rows := range(*ends))  # OverflowError where it is longer than anything can be
+            return rows
+        if tag == "I" and isinstance(parts[0], bool):
+            items = [self.decode(part, depth) for part in parts[1:]]
+            return iter(items) if self._serves else Rows(items, parts[0])
         if tag in _SINGLE and all(isinstance(part, str | int | float) for part in parts):
             return _SINGLE[tag](*parts)
         raise Unfit("not a value")
 
     def _array(self, kind: str, rows: Any) -> Any:
         """An array for the solution; for the tests its rows as lists, of which `==` says yes or no."""
-        if not self._arrays:
+        if not self._serves:
             return rows
         import numpy
 
@@ -188,15 +239,54 @@ class Codec:
 _SINGLE: dict[str, Callable[..., Any]] = {
     "i": lambda digits: int(digits, 16),
     "b": bytes.fromhex,
-    "c": complex,
+    "c": lambda real, imag: complex(real, imag),
     "T": _TYPES.__getitem__,
 }
 
 
-def _rebuilt(module: str, name: str, parts: Any) -> Any:
-    if name not in _EXACT.get(module, ()) or not isinstance(parts, tuple):
+def _are_plain(items: list[Any]) -> bool:
+    """Whether each is JSON as it stands: what a million numbers need not be asked one by one."""
+    kinds = set(map(type, items))
+    if kinds == {int}:
+        return bool(min(items) > -_PLAIN_INT and max(items) < _PLAIN_INT)
+    return kinds <= _SCALARS - {int}
+
+
+def _sparse(keys: list[Any]) -> list[Any]:
+    """The keys; Unfit where many were made to have one hash."""
+    if len(keys) > MOST_COLLISIONS and max(Counter(map(hash, keys)).values()) > MOST_COLLISIONS:
         raise Unfit("not a value")
-    return getattr(__import__(module), name)(*parts)
+    return keys
+
+
+def _parts(value: Any, name: str) -> tuple[Any, ...]:
+    """What builds an exact value again, small and whole; empty where it is no such value."""
+    if name in _TIMES:
+        if name == "timezone":
+            return (value.utcoffset(None),)
+        return tuple(value.__reduce__()[1])
+    if name == "Decimal":
+        return (str(value),)
+    return (value.numerator, value.denominator) if name == "Fraction" else ()
+
+
+def _rebuilt(name: str, parts: list[Any]) -> Any:
+    """The exact value, from parts that cost no more than they are long: Fraction("1e999999999") would take hours."""
+    if name in _TIMES:
+        import datetime
+
+        if all(isinstance(part, int | bytes | datetime.timedelta | datetime.timezone) for part in parts):
+            return getattr(datetime, name)(*parts)
+    if name == "Decimal" and len(parts) == 1 and isinstance(parts[0], str) and len(parts[0]) <= LONGEST_NUMBER:
+        import decimal
+
+        return decimal.Decimal(parts[0])
+    if name == "Fraction" and len(parts) == 2 and all(type(part) is int for part in parts):
+        import fractions
+
+        if max(part.bit_length() for part in parts) <= LONGEST_NUMBER * 10 // 3:
+            return fractions.Fraction(*parts)
+    raise Unfit("not a value")
 
 
 def send(message: Any) -> None:

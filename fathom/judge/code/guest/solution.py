@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import Any
 
-from fathom.judge.code.guest.messages import Codec, Unfit, receive, send, silent
+from fathom.judge.code.guest.messages import Codec, Unfit, receive, send, silent, taken
 
 LONGEST_CHAIN = 100_000  # nodes of a linked list or a tree
 
@@ -76,6 +75,22 @@ def level_order(root: Any) -> list[Any]:
     return values
 
 
+def data_of(thing: Any) -> Any:
+    """What can be read of an object, as data: a dict of a mapping, a list of what else is iterable; None of others."""
+    kind = type(thing)
+    if isinstance(thing, type) or not (hasattr(kind, "__iter__") or hasattr(kind, "__getitem__")):
+        return None
+    mapping = hasattr(kind, "keys") and hasattr(kind, "__getitem__")
+    try:
+        source = iter(thing.keys() if mapping else thing)
+    except TypeError:  # a re.Match has items and cannot be iterated over
+        return None
+    items, cut = taken(source)
+    if cut:
+        raise Unfit("is endless")
+    return {key: thing[key] for key in items} if mapping else items
+
+
 class Server:
     """Answers what the tests ask about a solution."""
 
@@ -83,9 +98,14 @@ class Server:
         self.names: dict[str, Any] = {}
         self._things: list[Any] = []
         self._numbers: dict[int, int] = {}
-        self.codec = Codec(self._keep, self._things.__getitem__, arrays=True)
+        self.codec = Codec(self._keep, self._things.__getitem__, serves=True)
 
-    def _keep(self, thing: Any) -> int:
+    def _keep(self, thing: Any) -> Any:
+        """The number of a thing, or data in its place: what a function returns is read once, and here."""
+        data = None if id(thing) in self._numbers else data_of(thing)
+        return self._number(thing) if data is None else data
+
+    def _number(self, thing: Any) -> int:
         if id(thing) not in self._numbers:  # kept for good, so that no other thing ever has its id
             self._numbers[id(thing)] = len(self._things)
             self._things.append(thing)
@@ -108,18 +128,13 @@ class Server:
     def _do(self, asked: str, thing: Any, *given: Any) -> Any:
         if asked in ("call", "call in place"):
             args, kwargs = given
-            return thing(*args, **kwargs)
+            value = thing(*args, **kwargs)
+            if isinstance(thing, type) and thing.__module__ == "solution":  # an object to be used, were it iterable
+                self._number(value)
+            return value
         if asked == "set":
             return setattr(thing, *given)
-        simple: dict[str, Callable[..., Any]] = {
-            "get": getattr,
-            "len": len,
-            "iter": iter,
-            "next": lambda thing: [next(thing)],
-            "str": str,
-            "item": lambda thing, key: thing[key],
-        }
-        return simple[asked](thing, *given)
+        return str(thing) if asked == "str" else getattr(thing, *given)
 
     def _function(self, name: str) -> Any:
         """A function by name, or a method of a new Solution."""
@@ -170,8 +185,6 @@ def serve(sources: list[str]) -> None:
             send([number, *server.answer(asked, parts)])
         except MemoryError:
             raise
-        except StopIteration as error:
-            send([number, "value", ["l"]] if asked == "next" else [number, "raised", *_said(error)])
         except Unfit as error:
             send([number, "unfit", str(error)])
         except Exception as error:

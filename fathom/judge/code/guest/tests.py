@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import builtins
 import json
+import math
 import os
 import select
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NoReturn
 
-from fathom.judge.code.guest.messages import SOCKET, Codec, Handle, Unfit, receive, send, silent
+from fathom.judge.code.guest.messages import (
+    IS_CLASS,
+    MADE_BY_CLASS,
+    MADE_BY_FUNCTION,
+    SOCKET,
+    Codec,
+    Handle,
+    Rows,
+    Unfit,
+    made,
+    receive,
+    send,
+    silent,
+)
 
 LONGEST_DETAIL = 500  # characters of an exception's message
 _SEEN_S = 0.1  # a process that dies closes its sockets before it can be waited for
 _SHARED = "raised_by_the_solution"  # attribute that marks an exception
-_UNFIT = ("nests too deep", "is too large", "is an endless list", "is an endless tree")
+_UNFIT = ("nests too deep", "is too large", "is an endless list", "is an endless tree", "is endless")
+_READ_TWICE = "is an iterator and was read twice"
 
 
 def tell(*event: Any) -> None:
@@ -42,33 +58,60 @@ class Calls:
     """The tests' end: what it asks the solution, and that each answer is one to the question."""
 
     def __init__(self, in_place: bool = False) -> None:
-        self.codec = Codec(find=lambda number: Handle(self, number))
+        self.codec = Codec(find=lambda number: Handle(self, number, self._made))
         self.in_place, self.answered = in_place, False
+        self._asked = False
+        self._made = MADE_BY_FUNCTION  # the handles in the answer that is being read
+        self._looks: dict[str, Any] = {}  # what looking at things gave, until something may have changed them
+        self._texts: dict[str, Any] = {}  # and the texts of functions' answers, for good
 
     def ask(self, asked: str, *parts: Any, coded: bool = False) -> Any:
         """The value that the solution's process gives; the exception that it raises is raised here."""
         self.check_silence()
-        number = int.from_bytes(os.urandom(7), "big")
-        message = [number, asked, *(parts if coded else map(self.codec.encode, parts))]
+        about = [*parts] if coded else [self._sent(part) for part in parts]
+        if asked in ("get", "str"):
+            seen = self._texts if asked == "str" and made(parts[0]) == MADE_BY_FUNCTION else self._looks
+            key = json.dumps([asked, *about])
+            said = seen[key] = seen.get(key) or self._answer(asked, about)
+        else:
+            self._looks.clear()
+            said = self._answer(asked, about)
+        self._made = _makes(asked, *parts)
+        return self._value(*said)
+
+    def _sent(self, part: Any) -> Any:
         try:
-            send(message)
+            return self.codec.encode(part)
+        except Unfit as error:
+            raise Unfit(f"argument {error}") from None
+
+    def _answer(self, asked: str, about: list[Any]) -> list[Any]:
+        """How it went, and what came of it, as it was sent."""
+        if not self._asked:
+            self._asked = True
+            tell("asked")
+        number = int.from_bytes(os.urandom(7), "big")
+        try:
+            send([number, asked, *about])
             reply = self._reply()
+        except Unfit as error:
+            raise Unfit(f"question {error}") from None
         except (EOFError, OSError):
             gone()
         if not isinstance(reply, list) or len(reply) < 2 or reply[0] != number:
             leave("fail", "answered out of turn")
-        if asked != "name":
+        # Data in a function's place: what it costs to read them, or a sound test to stumble over them, is its doing.
+        if not (asked == "name" and _is_handle(reply[1:])):
             self._answers()
-        value = self._value(*reply[1:])
-        if not isinstance(value, Handle):  # data in a function's place, over which a sound test may stumble
-            self._answers()
-        return value
+        return reply[1:]
 
     def _reply(self) -> Any:
         try:
             return receive()
         except Unfit as error:
             leave("fail", "answer is too large" if str(error) == "is too large" else "answered out of turn")
+        except MemoryError:  # brackets take a hundred times their bytes
+            leave("fail", "answer is too large")
 
     def _answers(self) -> None:
         """Tells once that the solution answered: whatever fails from here on may be its doing."""
@@ -117,12 +160,27 @@ class Calls:
         leave("fail", "wrote to the tests unasked")
 
 
+def _makes(asked: str, thing: Any, *parts: Any) -> int:
+    """Where the handles in an answer are from. A class is what is named like one."""
+    if asked == "name":
+        return IS_CLASS if thing[:1].isupper() else MADE_BY_FUNCTION
+    if asked == "get" and made(thing):
+        return IS_CLASS if made(thing) == IS_CLASS and parts[0][:1].isupper() else MADE_BY_CLASS
+    return MADE_BY_CLASS if isinstance(thing, Handle) and made(thing) == IS_CLASS else MADE_BY_FUNCTION
+
+
+def _is_handle(said: list[Any]) -> bool:
+    return said[0] == "value" and isinstance(said[-1], list) and said[-1][:1] == ["h"]
+
+
 def _raised(name: Any, message: Any) -> Exception:
     kind = getattr(builtins, name, None) if isinstance(name, str) else None
     if not (isinstance(kind, type) and issubclass(kind, Exception)):
         kind = Exception
+    # Out of a function that map or zip calls, a StopIteration would end them as if all had been read.
+    stops = issubclass(kind, StopIteration | StopAsyncIteration)
     try:
-        error = kind(str(message))
+        error = RuntimeError(str(message)) if stops else kind(str(message))
     except TypeError:  # UnicodeDecodeError and others of several arguments
         error = Exception(str(message))
     setattr(error, _SHARED, kind.__name__)
@@ -130,22 +188,44 @@ def _raised(name: Any, message: Any) -> Exception:
 
 
 def same(given: Any, expected: Any, tolerance: float | None) -> bool:
-    """Whether a value is the expected one: tuples count as lists, numbers may differ by `tolerance` where it is set."""
+    """Whether a value is the expected one.
+
+    Tuples, deques, ranges and iterators count as lists, and keys as JSON writes them; numbers may differ by `tolerance`
+    where it is set.
+    """
+    if isinstance(given, Rows):
+        given = list(given)
     if isinstance(expected, list | tuple):
         return (
-            isinstance(given, list | tuple)
+            isinstance(given, list | tuple | deque | range)
             and len(given) == len(expected)
             and all(same(*pair, tolerance) for pair in zip(given, expected, strict=True))
         )
     if isinstance(expected, dict):
-        return (
-            isinstance(given, dict)
-            and given.keys() == expected.keys()
-            and all(same(given[key], expected[key], tolerance) for key in expected)
-        )
+        if not isinstance(given, dict) or len(given) != len(expected):
+            return False
+        if given.keys() != expected.keys():
+            given, expected = ({_key(key): value for key, value in one.items()} for one in (given, expected))
+        return given.keys() == expected.keys() and all(same(given[key], expected[key], tolerance) for key in expected)
     if tolerance is not None and isinstance(expected, int | float) and isinstance(given, int | float):
-        return given == expected or abs(given - expected) <= tolerance * max(1.0, abs(expected))
+        return given == expected or _near(given, expected, tolerance)
     return bool(given == expected)
+
+
+def _near(given: float, expected: float, tolerance: float) -> bool:
+    try:
+        if not (math.isfinite(given) and math.isfinite(expected)):
+            return False
+        return abs(given - expected) <= tolerance * max(1.0, abs(expected))
+    except OverflowError:  # a whole number beyond any float
+        return False
+
+
+def _key(key: Any) -> Any:
+    """A key as JSON writes it; itself where JSON has none."""
+    if key is None or type(key) in (bool, float):
+        return json.dumps(key)
+    return format(key, "d") if type(key) is int and key.bit_length() < 64 else key
 
 
 def examine(text: str) -> None:
@@ -177,7 +257,10 @@ def _tell_value(calls: Calls, name: str, args: Any, kwargs: Any) -> None:
 
 def _case(calls: Calls, spec: dict[str, Any], case: list[Any]) -> None:
     args, expected = case
-    value = calls.ask("solve", spec["name"], spec["takes"], spec["gives"], spec["result"], args, ["d"], coded=True)
+    try:
+        value = calls.ask("solve", spec["name"], spec["takes"], spec["gives"], spec["result"], args, ["d"], coded=True)
+    except Unfit:  # of the message, in which nothing is the solution's
+        leave("large")
     wanted = calls.codec.decode(expected)
     alone = wanted[0] if spec["unwrap"] and isinstance(wanted, list) and len(wanted) == 1 else wanted
     if not (same(value, wanted, spec["tolerance"]) or same(value, alone, spec["tolerance"])):
@@ -203,9 +286,13 @@ def _one(test: Callable[[], None], stop: bool = True, counts: bool = True) -> No
         shared = getattr(error, _SHARED, None)
         if shared is not None:
             said = ("fail", f"raised {shared}", str(error)[:LONGEST_DETAIL])
+        elif isinstance(error, Unfit) and str(error) in (*_UNFIT, _READ_TWICE):
+            said = ("fail", f"answer {error}", "")
         elif isinstance(error, AssertionError):
             said = ("fail", "wrong output", "")
         else:
+            if isinstance(error, TypeError | AttributeError) and Handle.__name__ in str(error):
+                tell("answered")  # by a thing in the place of data: that the test stumbles may be its doing
             said = ("test", type(error).__name__, str(error)[:LONGEST_DETAIL])
         (leave if stop else tell)(*said)
         return
