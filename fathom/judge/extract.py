@@ -23,14 +23,25 @@ _BETWEEN = re.compile(  # what may stand between boxes that give one answer in p
 _HASH = re.compile(r"####[ \t]*([^\n]*)")
 _PHRASE = re.compile(
     r"\bfinal answer\b\*{0,2}[ \t]*\n[\s*]*"
-    r"|\banswers?\b(?:[ \t]+(?:to|of|for|in|here)\b[^.\n:=$\\]{0,80}?)?[ \t]*\*{0,2}[ \t]*"
-    r"(?:\b(?:is|are|will be|would be|must be)\b|=|:)(?:[ \t]+(?:therefore|thus|simply|just|option|choice)\b)?[\s:*]*",
+    r"|(?m:^#{1,6}[ \t]*\*{0,2}answer\*{0,2}:?[ \t]*\n[\s*]*)"
+    r"|\b(?:answers?|(?:correct|right) (?:option|choice))\b(?:[ \t]+(?:to|of|for|in|here)\b[^.\n:=$\\]{0,80}?)?"
+    r"[ \t]*\*{0,2}[ \t]*"
+    r"(?:\b(?:is|are|will be|would be|must be)\b|=|:)"
+    r"(?:[ \t]+(?:therefore|thus|simply|just|option|choice|approximately|about|roughly|exactly)\b)?[\s:*]*"
+    r"|答案(?:是|为|為|：|:)[\s:：*]*|\bAntwort\b[ \t]*(?:\b(?:ist|lautet)\b|:)[\s:*]*"
+    r"|\brespuesta\b[ \t]*(?:\bes\b|:)[\s:*]*|\bréponse\b[ \t]*(?:\best\b|:)[\s:*]*",
+    re.IGNORECASE,
+)
+_UNSURE = re.compile(r"\b(?:what|whether|not know|don't know|unsure|wonder)\b[^.!?\n]*$", re.IGNORECASE)
+_PREFIX = re.compile(
+    r"(\\text\{)?\s*(?:so |thus |therefore,? )?(?:the |my )?(?:final |correct )?answer\s*(?:is\b|:|=)[\s:]*(\})?\s*",
     re.IGNORECASE,
 )
 _BEFORE = re.compile(
     r"(?<!\S)(\$[^$\n]{1,200}\$|\S{1,40}(?: ?[=<>] ?\S{1,40})?) is (?:the|our)(?: final| correct)? answer\b"
 )
-_SENTENCE_END = re.compile(r"[.!?](?=\s|$|\*)")
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$|\*)|。")
+_NEAR = 60
 _MATHS = re.compile(
     r"\$\$([^$]{1,2000})\$\$|(?<![\\$])\$((?:[^$\\]|\\.){1,2000})\$|\\\(((?:(?!\\[()]).){1,2000})\\\)|\\\[((?:(?!\\[\[\]]).){1,2000})\\\]",
     re.DOTALL,
@@ -109,6 +120,8 @@ def _boxed(text: str) -> Extracted | Unread | None:
     groups: list[list[str]] = []
     last = -1
     for start, end, content in _boxes(text):
+        if groups and not content:
+            continue  # `as required, in \boxed{}`
         between = _BETWEEN.fullmatch(text, last, start) if last >= 0 else None
         if between and groups[-1] != [content]:
             groups[-1].append(content)
@@ -119,7 +132,7 @@ def _boxed(text: str) -> Extracted | Unread | None:
         return None
     if len({tuple(group) for group in groups}) > _MOST_BOXES:
         return Unread("box spam")
-    return _given(", ".join(dict.fromkeys(_innermost(content) for content in groups[-1])), "boxed")
+    return _given(", ".join(dict.fromkeys(_bare(_innermost(content)) for content in groups[-1])), "boxed")
 
 
 def _innermost(answer: str) -> str:
@@ -145,20 +158,37 @@ def _tagged(text: str) -> Extracted | Unread | None:
     inside = _boxed(found[-1])
     if isinstance(inside, Unread):
         return inside
-    return _given(inside.answer if inside else found[-1], "answer_tag")
+    return _given(inside.answer if inside else _bare(found[-1]), "answer_tag")
 
 
 def _hashed(text: str) -> Extracted | Unread | None:
     found = _HASH.findall(text)
-    return _given(found[-1], "hash") if found else None
+    return _given(_bare(found[-1].strip()), "hash") if found else None
+
+
+def _bare(answer: str) -> str:
+    """Without the words `The answer is` before it."""
+    if (match := _PREFIX.match(answer)) is None:
+        return answer
+    rest = answer[match.end() :]
+    if match[1] and not match[2]:
+        rest = rest[:-1] if rest.endswith("}") else rest
+    return _sentence(rest) if not match[1] else rest.strip()
 
 
 def _phrased(text: str) -> Extracted | Unread | None:
     """What follows the last "answer is", or stands before the last "is the answer", whichever comes later."""
-    after, before = _last(_PHRASE, text), _last(_BEFORE, text)
+    after, before = None, _last(_BEFORE, text)
+    for match in _PHRASE.finditer(text):
+        if not _UNSURE.search(text[max(0, match.start() - _NEAR) : match.start()]):
+            after = match
     if before is not None and (after is None or before.end() > after.end()):
         return _given(before[1].strip("*_` "), "phrase")
-    return None if after is None else _given(_sentence(text[after.end() :]), "phrase")
+    if after is None:
+        return None
+    answer = _sentence(text[after.end() :])
+    asked = text.startswith("?", after.end() + len(answer))
+    return None if asked and answer else _given(answer, "phrase")
 
 
 def _sentence(text: str) -> str:

@@ -14,12 +14,14 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Self
 
-from fathom.core.errors import FathomError
-from fathom.judge.answers.answer import Answer, Value, Words
-from fathom.judge.answers.compare import rounding, same_readings, same_value
+from fathom.core.errors import FathomError, UsageError
+from fathom.judge.answers.answer import Answer, Cases, Value, Words
+from fathom.judge.answers.compare import same_readings
+from fathom.judge.answers.equality import rounding, same_value
 from fathom.judge.answers.expressions import TooDear
 from fathom.judge.answers.notation import clean
-from fathom.judge.answers.reading import option, readings
+from fathom.judge.answers.options import option
+from fathom.judge.answers.reading import readings
 from fathom.judge.extract import Extracted, Unread, extract
 from fathom.judge.pool import Broken, Pool
 from fathom.judge.verdict import Verdict
@@ -33,6 +35,11 @@ _SLASH = re.compile(r"([+-]?)(\d+)\s*/\s*(\d+)")
 _FRAC = re.compile(r"([+-]?)\s*\\[dtc]?frac\s*(?:\{\s*([+-]?\d+)\s*\}|(\d))\s*(?:\{\s*([+-]?\d+)\s*\}|(\d))")
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 _EMPTY = re.compile(r"\\left(?![A-Za-z])|\\right(?![A-Za-z])|\\[!,;: ]|\\displaystyle(?![A-Za-z])")
+_OWN_SPELLING = ("same spelling", "same option", "equal numbers", "equal numbers but for rounding")
+_PLAIN_ANSWER = re.compile(  # numbers, names, points and words: no operation
+    r"(?:(?:^|(?<=[(,;=\[{]))[+-]|\\text\{[^{}]*\}|\\[{}$]|\^\\circ|\\(?:pi|infty|alpha|beta|theta)(?![A-Za-z])"
+    r"|[A-Za-z]+|\d+(?:\.\d+)?|[,;:()\[\]{}=%$ ])*"
+)
 _MOST_DIGITS = 4_000  # Python refuses longer integers from 4,300 digits on
 
 
@@ -93,9 +100,8 @@ def normal_form(answer: str) -> str:
     form = _EMPTY.sub(" ", form)
     form = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", form)
     form = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", form)
-    # A blank between letters or digits tells "1 2" from "12" and stays.
     form = re.sub(r"\s+", " ", form.strip())
-    return re.sub(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])", "", form)
+    return _without_blanks(form)
 
 
 def judge_number(gold: str, answer: str, whole: bool = False) -> Verdict | None:
@@ -133,13 +139,27 @@ class MathsJudge:
         """Ends the workers; a later `judge` starts new ones."""
         self._pool.close()
 
-    def judge(self, pairs: Sequence[tuple[str, str]], final: str = "auto") -> list[Verdict]:
+    def judge(
+        self, pairs: Sequence[tuple[str, str]], final: str = "auto", questions: Sequence[str | None] | None = None
+    ) -> list[Verdict]:
         """One verdict per (gold answer, completion text), in order. `final` is `extract`'s.
 
         UNREAD: no answer in the text, or one that is no expression. FAILED: the judge broke, the comparison
         is too dear, or the gold answer itself makes no sense to it. FathomError when math-verify is needed and missing.
+        With `questions`, one text per pair or None, an equal formula that stands in the question is WRONG: to repeat
+        what was to be computed is no answer.
         """
-        return self._judge([(gold, extract(text, final)) for gold, text in pairs])
+        if questions is not None and len(questions) != len(pairs):
+            raise UsageError(f"questions={len(questions)} texts for {len(pairs)} pairs: give one, or None, per pair")
+        verdicts = self._judge([(gold, extract(text, final)) for gold, text in pairs])
+        if questions is None:
+            return verdicts
+        return [
+            Verdict.wrong("copied from the question", verdict.answer)
+            if question is not None and _copied(verdict, question)
+            else verdict
+            for verdict, question in zip(verdicts, questions, strict=True)
+        ]
 
     def equal(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
         """As `judge`, for answers that stand alone, without a text to extract them from."""
@@ -206,7 +226,7 @@ def _at_once(gold: str, answer: str) -> Verdict | None:
         golds, answers = _readings(gold), readings(answer)
     except TooDear:
         return None
-    if answers and isinstance(answers[0], Words) and golds and not isinstance(golds[0], Words | Value):
+    if answers and isinstance(answers[0], Words) and golds and not isinstance(golds[0], Words | Value | Cases):
         return Verdict.unread("answer is not an expression", answer)
     same = same_readings(golds, answers, same_value)
     if same is None:
@@ -219,7 +239,29 @@ def _at_once(gold: str, answer: str) -> Verdict | None:
 
 
 def _spelling(answer: str) -> str:
-    return re.sub(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])", "", clean(answer))
+    return _without_blanks(clean(answer))
+
+
+def _without_blanks(text: str) -> str:
+    """A blank between letters or digits tells "1 2" from "12" and stays, as does that of "1, 000"."""
+    text = re.sub(r"(?<=\d), +(?=\d{3}(?!\d))", ";", text)
+    return re.sub(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])", "", text)
+
+
+def _copied(verdict: Verdict, question: str) -> bool:
+    """Whether a right answer is a formula to be computed that stands in the question."""
+    if verdict.outcome != "right" or verdict.answer is None or verdict.reason in _OWN_SPELLING:
+        return False
+    answer = _compact(verdict.answer)
+    if not answer or _PLAIN_ANSWER.fullmatch(answer):
+        return False
+    before = r"(?<![0-9A-Za-z])" if answer[0].isalnum() else ""
+    after = r"(?![0-9A-Za-z])" if answer[-1].isalnum() else ""
+    return re.search(before + re.escape(answer) + after, _compact(question)) is not None
+
+
+def _compact(text: str) -> str:
+    return re.sub(r"\{(\w)\}", r"\1", _spelling(text))
 
 
 @functools.lru_cache(maxsize=4096)

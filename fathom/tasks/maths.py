@@ -173,8 +173,11 @@ class FileTask:
         return Problem(record.id, asked.prompt, asked.answer, self.name, asked.solution, asked.meta)
 
     def judge(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        """One verdict per (problem, completion text), by MathsJudge."""
-        return self._judge.judge([(problem.answer, text) for problem, text in items])
+        """One verdict per (problem, completion text), by MathsJudge; a formula copied from the question is WRONG."""
+        return self._judge.judge(
+            [(problem.answer, text) for problem, text in items],
+            questions=[_question(problem) for problem, _ in items],
+        )
 
     def close(self) -> None:
         """Ends the judging processes, if there are any."""
@@ -207,3 +210,8 @@ class FileTask:
             apart = self.test is None and self.test_rows is None  # a hash of the question cannot put it in both
             self._test_ids = frozenset() if apart else frozenset(record.id for record in self._split("test"))
         return self._test_ids
+
+
+def _question(problem: Problem) -> str | None:
+    """The text of the last message from the user."""
+    return next((message.text for message in reversed(problem.prompt) if message.role == "user"), None)

@@ -8,11 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fathom.judge.answers.answer import Items, Named, Ratio, Reals, Record, Value, Words
-from fathom.judge.answers.compare import same_answer, same_readings, same_tree, same_value
+from fathom.judge.answers.compare import same_answer, same_readings
+from fathom.judge.answers.equality import same_tree, same_value
 from fathom.judge.answers.expressions import QUICK, THOROUGH, Budget, NotRead, TooDear, parse
-from fathom.judge.answers.forms import form, value
-from fathom.judge.answers.reading import is_formula, option, read, readings
+from fathom.judge.answers.forms import form
+from fathom.judge.answers.options import option
+from fathom.judge.answers.reading import is_formula, read, readings
 from fathom.judge.answers.units import unit
+from fathom.judge.answers.values import value
 
 
 def same(gold: str, answer: str) -> bool | None:
@@ -186,7 +189,7 @@ def test_unbalanced_is_unread(text: str) -> None:
     assert read(text) is None
 
 
-@pytest.mark.parametrize("text", ["2 3", "f(x)", "\\sqrt12", "x2", "1+", "\\sum_k k", "n!!", "\\sin^2", "a b'"])
+@pytest.mark.parametrize("text", ["2 3", "f(x)", "\\sqrt12", "x2", "1+", "\\sum_k k", "n!!", "\\sin^2"])
 def test_ambiguous_formulas_are_not_guessed_at(text: str) -> None:
     with pytest.raises(NotRead):
         parse(text)

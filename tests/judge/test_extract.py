@@ -38,6 +38,19 @@ from fathom.judge.extract import FINALS, Extracted, Unread, boxes, extract
         ("The answers are $1$ and $2$.", "$1$ and $2$", "phrase"),
         ("**Final Answer**\n\n\\[\n5\n\\]", "\\[\n5\n\\]", "phrase"),
         ("The answer is 4. No: $x = 5$ is the final answer.", "$x = 5$", "phrase"),
+        ("## Answer\n8", "8", "phrase"),
+        ("The right choice is (D).", "(D)", "phrase"),
+        ("The answer is roughly 8.", "8", "phrase"),
+        ("答案：8", "8", "phrase"),
+        ("答案是 8。", "8", "phrase"),
+        ("Die Antwort lautet 8.", "8", "phrase"),
+        ("La respuesta es 8.", "8", "phrase"),
+        ("La réponse est 8.", "8", "phrase"),
+        (r"\boxed{\text{Answer: } 8}", "8", "boxed"),
+        (r"\boxed{\text{The answer is 8}}", "8", "boxed"),
+        (r"\boxed{8}, as asked in \boxed{}", "8", "boxed"),
+        ("<answer>The final answer is 8.</answer>", "8", "answer_tag"),
+        ("#### Answer: 8", "8", "hash"),
     ],
 )
 def test_found(text: str, answer: str, how: str) -> None:
@@ -61,6 +74,8 @@ def test_found(text: str, answer: str, how: str) -> None:
         (r"\boxed{1} hm \boxed{2} hm \boxed{3}", "box spam"),
         (r"\boxed{1}, \boxed{2} or rather \boxed{3}, or rather \boxed{4}", "box spam"),
         (r"\boxed{}", "answer is empty"),
+        ("I wonder what the answer is: 8", "no answer found"),
+        ("So the answer is 8?", "no answer found"),
     ],
 )
 def test_unread(text: str, reason: str) -> None:

@@ -7,19 +7,21 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from fathom.judge.answers.expressions import Node
-from fathom.judge.answers.forms import value
 from fathom.judge.answers.units import Unit
+from fathom.judge.answers.values import value
 
 
 @dataclass(frozen=True)
 class Value:
-    """One quantity. `tree` is None where we could not read `text`; `decimal`: it was written with a decimal point."""
+    """One quantity. `tree` is None where we could not read `text`; `decimal`: it was written with a decimal point;
+    `thing`: the name of what it counts."""
 
     text: str
     tree: Node | None
     unit: Unit | None = None
     decimal: bool = False
     base: int | None = None
+    thing: str = ""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,15 @@ class Words:
     """An answer in words, lower-case, without punctuation."""
 
     text: str
+
+
+@dataclass(frozen=True)
+class Time:
+    """A time of day; `half` is a (before noon), p (after noon) or nothing where it was not said."""
+
+    hour: int
+    minute: int
+    half: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,7 +104,22 @@ class Ratio:
     members: tuple[Value, ...]
 
 
-Answer = Value | Words | Items | Reals | Named | Record | Chain | Matrix | Ratio
+@dataclass(frozen=True)
+class Residue:
+    """`3 (mod 7)`; the answer in it may be a list."""
+
+    answer: Answer
+    modulus: Value
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Branches (value, condition) of a function defined by cases."""
+
+    branches: tuple[tuple[Answer, Answer], ...]
+
+
+Answer = Value | Words | Time | Items | Reals | Named | Record | Chain | Matrix | Ratio | Residue | Cases
 
 
 def reals(answer: Answer) -> Reals | None:

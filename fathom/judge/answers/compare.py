@@ -11,10 +11,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from fractions import Fraction
 
 from fathom.judge.answers.answer import (
     Answer,
+    Cases,
     Chain,
     Items,
     Matrix,
@@ -22,33 +22,41 @@ from fathom.judge.answers.answer import (
     Ratio,
     Reals,
     Record,
+    Residue,
     Segment,
+    Time,
     Value,
     Words,
-    infinity,
     position,
     reals,
 )  # fmt: skip
-from fathom.judge.answers.expressions import QUICK, Budget, Node, TooDear, num, renamed
-from fathom.judge.answers.forms import constant_log, form, proportional, same, symbols_of, value, whole_only
-from fathom.judge.answers.units import DEGREE, PERCENT
+from fathom.judge.answers.equality import any_of
+from fathom.judge.answers.expressions import QUICK, Node, TooDear, num, renamed
+from fathom.judge.answers.forms import form, proportional
+from fathom.judge.answers.sampling import factor
+from fathom.judge.answers.values import rational, symbols_of
 
 Leaf = Callable[[Value, Value], bool | None]
-_ROUNDING = 1e-4
-_DECIMAL = re.compile(r"(\d*)\.(\d+)")
-_YES_NO = ("yes", "no", "true", "false")
-_FUNCTION = re.compile(r"(\w+)\((\w)\)")
-_WHOLE_NAMES = frozenset("nkmjlNK")  # variables that stand for whole numbers more often than not
+_OPPOSITE = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
+_FUNCTION = re.compile(r"([A-Za-z]\w*)\(([a-z])\)")
+_LETTER = re.compile(r"[A-Za-z](?:_\w)?")
+_CLOCK = re.compile(r"\d{1,2}:[0-5]\d")
 
 
 def same_readings(golds: Sequence[Answer], answers: Sequence[Answer], leaf: Leaf) -> bool | None:
     """Whether some reading of the answer is the same as some reading of the gold; None where one has no reading."""
-    return _any(same_answer(gold, answer, leaf) for gold in golds for answer in answers) if golds and answers else None
+    if not golds or not answers:
+        return None
+    return any_of(same_answer(gold, answer, leaf) for gold in golds for answer in answers)
 
 
 def same_answer(gold: Answer, answer: Answer, leaf: Leaf) -> bool | None:
     """The comparison of structures. Symmetric but for rounding, which only a decimal gold allows."""
     match gold, answer:
+        case Named(name, Items("(", items)), Named(other, Items("(", others)) if (
+            "," in name and name != other and sorted(name) == sorted(other)
+        ):
+            return _records(_unpacked(name, items), _unpacked(other, others), leaf)
         case Named(), Named():
             return _named(gold, answer, leaf)
         case Record(), Record():
@@ -65,12 +73,31 @@ def same_answer(gold: Answer, answer: Answer, leaf: Leaf) -> bool | None:
             return same_answer(inside, answer, leaf)
         case _, Named(_, inside):
             return same_answer(gold, inside, leaf)
-        case Record(_, answers), Items("" | "(") | Value():
-            return _in_order(answers, _members(answer), leaf)
-        case Items("" | "(") | Value(), Record(_, answers):
-            return _in_order(_members(gold), answers, leaf)
+        case Record(), Items("" | "(") | Value():
+            return _in_order(_by_name(gold), _members(answer), leaf)
+        case Items("" | "(") | Value(), Record():
+            return _in_order(_members(gold), _by_name(answer), leaf)
+        case Time() | Ratio(), Time() | Ratio() if (x := _time(gold)) and (y := _time(answer)):
+            return _same_time(x, y)
+        case (Time(hour, 0), Value()) | (Value(), Time(hour, 0)):
+            plain = gold if isinstance(gold, Value) else answer
+            return isinstance(plain, Value) and plain.unit is None and plain.tree == num(hour)
+        case (Ratio(members), Value()) | (Value(), Ratio(members)) if (
+            _time(gold) or _time(answer) or members[0].tree == num(0)
+        ):
+            return False
+        case Residue(), Residue():
+            return _residues(gold, answer, leaf)
+        case Residue(inside), _:
+            return same_answer(inside, answer, leaf)
+        case _, Residue(inside):
+            return same_answer(gold, inside, leaf)
+        case Cases(), Cases():
+            return _cases(gold, answer, leaf)
+        case (Matrix(), Items("(" | "[")) | (Items("(" | "["), Matrix()):
+            return _vectors(gold, answer, leaf)
         case Words(a), Words(b):
-            return b.split()[0] == a if a in _YES_NO else a == b
+            return _same_words(a, b)
         case (Words(a), Value(text=b)) | (Value(text=b), Words(a)) if b.isalpha():
             return a == b.casefold()
         case Matrix(), Matrix():
@@ -83,12 +110,23 @@ def same_answer(gold: Answer, answer: Answer, leaf: Leaf) -> bool | None:
             return _chains(gold, answer, leaf)
         case Value(), Value():
             return leaf(gold, answer)
+        case (Reals(), Chain()) | (Chain(), Reals()):
+            left, right = _as_chain(gold), _as_chain(answer)
+            return False if left is None or right is None else _chains(left, right, leaf)
         case (Reals(), _) | (_, Reals()):
             return _reals(gold, answer, leaf)
         case (Items(), _) | (_, Items()):
             return _items(gold, answer, leaf)
     # An unread value may be anything; two things of different kinds that were both read are not the same.
     return None if _unread(gold) or _unread(answer) else False
+
+
+def _same_words(gold: str, answer: str) -> bool:
+    """The same words; of an answer to yes or no the first one, where the other one does not follow."""
+    if gold == answer or gold not in _OPPOSITE:
+        return gold == answer
+    said = answer.split()
+    return said[0] == gold and not {_OPPOSITE[gold], "or", "maybe", "perhaps"}.intersection(said)
 
 
 def _unread(answer: Answer) -> bool:
@@ -103,12 +141,80 @@ def _unpacked(name: str, items: tuple[Answer, ...]) -> Record:
     return Record(tuple(name.strip("()").split(",")), items)
 
 
+def _by_name(record: Record) -> list[Answer]:
+    """The answers by the alphabet, where the names are letters: y = 2, x = 1 is (1, 2)."""
+    entries = list(zip(record.names, record.answers, strict=True))
+    if all(_LETTER.fullmatch(name) for name in record.names):
+        entries.sort(key=lambda entry: entry[0])
+    return [answer for _, answer in entries]
+
+
+def _time(answer: Answer) -> Time | None:
+    if isinstance(answer, Time):
+        return answer
+    if isinstance(answer, Ratio) and _CLOCK.fullmatch(":".join(member.text for member in answer.members)):
+        hour, minute = (int(member.text) for member in answer.members)
+        return Time(hour, minute)
+    return None
+
+
+def _same_time(a: Time, b: Time) -> bool:
+    if a.minute != b.minute:
+        return False
+    if a.half and b.half:
+        return a.half == b.half and a.hour == b.hour
+    return any(_hour(x) == _hour(y) for x, y in ((a, b), (replace(a, half=""), replace(b, half=""))))
+
+
+def _hour(time: Time) -> int:
+    return time.hour if not time.half else time.hour % 12 + 12 * (time.half == "p")
+
+
+def _residues(gold: Residue, answer: Residue, leaf: Leaf) -> bool | None:
+    if gold.modulus.tree != answer.modulus.tree:
+        return False
+
+    def congruent(a: Value, b: Value) -> bool | None:
+        m, x, y = (rational(one.tree, {}) if one.tree is not None else None for one in (gold.modulus, a, b))
+        return (x - y) % m == 0 if m and x is not None and y is not None else leaf(a, b)
+
+    return same_answer(gold.answer, answer.answer, congruent)
+
+
+def _cases(gold: Cases, answer: Cases, leaf: Leaf) -> bool | None:
+    """Branch by branch, in any order."""
+    if len(gold.branches) != len(answer.branches):
+        return False
+    table = [
+        [_all(same_answer(x, y, leaf) for x, y in zip(a, b, strict=True)) for b in answer.branches]
+        for a in gold.branches
+    ]
+    if _pairing([[found is True for found in row] for row in table]):
+        return True
+    return None if _pairing([[found is not False for found in row] for row in table]) else False
+
+
+def _vectors(gold: Answer, answer: Answer, leaf: Leaf) -> bool | None:
+    """A matrix of one column is a tuple; brackets in brackets are a matrix."""
+    matrix, items = (gold, answer) if isinstance(gold, Matrix) else (answer, gold)
+    assert isinstance(matrix, Matrix)
+    assert isinstance(items, Items)
+    if all(isinstance(row, Items) and row.fence in ("(", "[") for row in items.items):
+        other = Matrix(tuple(row.items for row in items.items if isinstance(row, Items)))
+    elif items.fence == "(":
+        other = Matrix(tuple((item,) for item in items.items))
+    else:
+        other = Matrix((items.items,))
+    return _matrices(*((matrix, other) if matrix is gold else (other, matrix)), leaf)
+
+
 def _named(gold: Named, answer: Named, leaf: Leaf) -> bool | None:
     if gold.name == answer.name:
         return same_answer(gold.answer, answer.answer, leaf)
     a, b = _FUNCTION.fullmatch(gold.name), _FUNCTION.fullmatch(answer.name)
     if a and b and a[1] == b[1] and isinstance(inside := answer.answer, Value) and inside.tree is not None:
-        if a[2] in symbols_of(inside.tree):
+        body = symbols_of(inside.tree)
+        if a[2] in body or b[2] not in body:  # P(A) is not P(B), nor f(1) f(2)
             return False
         tree = renamed(inside.tree, b[2], a[2])  # f(x) = x + 1 and f(n) = n + 1 are one function
         return same_answer(gold.answer, replace(inside, text=f"{b[2]} for {a[2]} in {inside.text}", tree=tree), leaf)
@@ -138,15 +244,18 @@ def _sides(answer: Named | Chain) -> tuple[Node | None, Node | None]:
 
 def _equations(gold: tuple[Node | None, Node | None], answer: tuple[Node | None, Node | None]) -> bool | None:
     """Equations of one curve: their sides' differences are equal up to a factor."""
-    try:
-        a, b = (
-            form(Node("+", (left, Node("*", (num(-1), right)))), QUICK)
-            for left, right in (gold, answer)
-            if left is not None and right is not None
-        )
-        return proportional(a, b, QUICK)
-    except (TooDear, ValueError):
+    a, b = (_difference(*sides) for sides in (gold, answer))
+    if a is None or b is None:
         return None
+    try:
+        found = proportional(form(a, QUICK), form(b, QUICK), QUICK)
+    except (TooDear, ValueError):
+        found = None
+    return False if found is None and factor(a, b) == "none" else found
+
+
+def _difference(left: Node | None, right: Node | None) -> Node | None:
+    return None if left is None or right is None else Node("+", (left, Node("*", (num(-1), right))))
 
 
 def _chains(gold: Chain, answer: Chain, leaf: Leaf) -> bool | None:
@@ -155,12 +264,36 @@ def _chains(gold: Chain, answer: Chain, leaf: Leaf) -> bool | None:
         return found
     if len(gold.members) != len(answer.members):
         return None
-    found = _any(
+    found = any_of(
         _in_order(gold.members, way.members, leaf)
         for way in (answer, _turned(answer))
         if gold.relations == way.relations
     )
-    return None if found is False and len(gold.members) == 2 else found  # x - y > 0 may be y < x
+    if found is not False or len(gold.members) != 2:
+        return found
+    return _inequalities(gold, answer)
+
+
+def _inequalities(gold: Chain, answer: Chain) -> bool | None:
+    """x - y > 0 and 2y < 2x: the differences of the sides are equal up to a positive factor."""
+    sides = []
+    for chain in (gold, answer):
+        if chain.relations[0] in (">", "\\geq"):
+            chain = _turned(chain)
+        a, b = (member.tree if isinstance(member, Value) else None for member in chain.members)
+        sides.append((chain.relations[0], _difference(a, b)))
+    (relation, left), (other, right) = sides
+    if relation != other:
+        return False
+    if left is None or right is None or relation not in ("<", "\\leq"):
+        return None
+    sign = factor(left, right)
+    if sign in ("none", "negative"):
+        return False
+    try:
+        return True if proportional(form(left, QUICK), form(right, QUICK), QUICK) else None
+    except (TooDear, ValueError):
+        return None
 
 
 def _turned(chain: Chain) -> Chain:
@@ -180,8 +313,6 @@ def _matrices(gold: Matrix, answer: Matrix, leaf: Leaf) -> bool | None:
 
 def _ratios(gold: Answer, answer: Answer, leaf: Leaf) -> bool | None:
     left, right = (one.members if isinstance(one, Ratio) else (one,) for one in (gold, answer))
-    if any(isinstance(one, Value) and one.tree == num(0) for one in (*left[1:], *right[1:])):  # 5:00 is a time of day
-        return _in_order(left, right, leaf)
     if len(left) > 2 or len(right) > 2:
         if len(left) != len(right):
             return False
@@ -230,10 +361,17 @@ def _matched(left: Sequence[Answer], right: Sequence[Answer], leaf: Leaf) -> boo
     """Whether the items can be paired off, each with an equal one."""
     common = Counter(left) & Counter(right)  # spelled alike: out of the way before every item meets every other
     left, right = list((Counter(left) - common).elements()), list((Counter(right) - common).elements())
-    table = [[same_answer(a, b, leaf) for b in right] for a in left]
+    table = [[False if _other_thing(a, b) else same_answer(a, b, leaf) for b in right] for a in left]
     if _pairing([[found is True for found in row] for row in table]):
         return True
     return None if _pairing([[found is not False for found in row] for row in table]) else False
+
+
+def _other_thing(a: Answer, b: Answer) -> bool:
+    """In `3 boys, 5 girls` the names of what is counted tell the numbers apart."""
+    if not isinstance(a, Value) or not isinstance(b, Value):
+        return False
+    return bool(a.thing and b.thing) and a.thing.rstrip("s") != b.thing.rstrip("s")
 
 
 def _pairing(allowed: list[list[bool]]) -> bool:
@@ -259,16 +397,39 @@ def _reals(gold: Answer, answer: Answer, leaf: Leaf) -> bool | None:
         unread = any(_unread(item) for one in (gold, answer) for item in _members(one))
         return None if unread else False
     if left.name and right.name and left.name != right.name:
-        return False
-    a, b = _ordered(left.segments), _ordered(right.segments)
-    if a is None or b is None:
-        a, b = list(left.segments), list(right.segments)
-        if len(a) != len(b):
+        a, b = _as_chain(left), _as_chain(right)
+        return _chains(a, b, leaf) if a and b and _open(left) and _open(right) else False
+    ours, theirs = _ordered(left.segments), _ordered(right.segments)
+    if ours is None or theirs is None:
+        ours, theirs = list(left.segments), list(right.segments)
+        if len(ours) != len(theirs):
             return None
-        return True if _all(_same_segment(x, y, leaf) for x, y in zip(a, b, strict=True)) else None
-    if len(a) != len(b):
+        if len(ours) > 1:
+            return True if _all(_same_segment(x, y, leaf) for x, y in zip(ours, theirs, strict=True)) else None
+    if len(ours) != len(theirs):
         return False
-    return _all(_same_segment(x, y, leaf) for x, y in zip(a, b, strict=True))
+    return _all(_same_segment(x, y, leaf) for x, y in zip(ours, theirs, strict=True))
+
+
+def _as_chain(answer: Answer) -> Chain | None:
+    """`c <= a + b` was read as a set of numbers c."""
+    if isinstance(answer, Chain):
+        return answer
+    if not isinstance(answer, Reals) or len(answer.segments) != 1 or not answer.name:
+        return None
+    (one,) = answer.segments
+    name = Value(answer.name, Node("symbol", (answer.name.lstrip("\\"),)))
+    if one.low is None and one.high is not None:
+        return Chain(("\\leq" if one.has_high else "<",), (name, one.high))
+    if one.high is None and one.low is not None:
+        return Chain(("\\leq" if one.has_low else "<",), (one.low, name))
+    return None
+
+
+def _open(answer: Reals) -> bool:
+    """Whether an end depends on another variable."""
+    ends = [end for one in answer.segments for end in (one.low, one.high)]
+    return any(end is not None and end.tree is not None and bool(symbols_of(end.tree)) for end in ends)
 
 
 def _points_only(gold: Answer, answer: Answer, leaf: Leaf) -> bool | None:
@@ -312,114 +473,3 @@ def _all(found: Iterable[bool | None]) -> bool | None:
         if one is None:
             verdict = None
     return verdict
-
-
-def _any(found: Iterable[bool | None]) -> bool | None:
-    verdict: bool | None = False
-    for one in found:
-        if one:
-            return True
-        if one is None:
-            verdict = None
-    return verdict
-
-
-def same_value(gold: Value, answer: Value, budget: Budget = QUICK) -> bool | None:
-    """Whether two quantities are equal. A base that is given must be the same; a unit that is missing is supplied."""
-    if gold.base is not None or answer.base is not None:
-        return gold.base == answer.base and gold.text == answer.text
-    if gold.text == answer.text and gold.unit == answer.unit:
-        return True
-    if infinity(gold) or infinity(answer):
-        return None if _unread(gold) or _unread(answer) else infinity(gold) == infinity(answer)
-    if gold.tree is None or answer.tree is None:
-        return None
-    pairs = in_common_unit(gold, answer)
-    allowed = rounding(gold.text, exact=not answer.decimal) if gold.decimal else 0.0
-    return _any(same_tree(a, b, allowed, budget) for a, b in pairs)
-
-
-def rounding(gold: str, exact: bool) -> float:
-    """The relative error that a decimal gold forgives: 1e-4, or what rounding did to it where the answer is exact.
-
-    A gold of fewer than three digits is taken as exact: too many fractions round to 0.5.
-    """
-    match = _DECIMAL.search(gold)
-    if match is None:
-        return 0.0
-    digits = (match[1] + match[2]).lstrip("0")
-    if not exact or len(digits) < 3:
-        return _ROUNDING
-    return max(_ROUNDING, 0.5 / int(digits))
-
-
-def in_common_unit(gold: Value, answer: Value) -> list[tuple[Node, Node]]:
-    """The pairs of pure numbers of which one must be equal; none where the units measure different things."""
-    a, b = gold.tree, answer.tree
-    assert a is not None and b is not None
-    if gold.unit == answer.unit:
-        return [(a, b)]
-    if gold.unit is not None and answer.unit is not None:
-        if gold.unit.kind != answer.unit.kind:
-            return []
-        return [(Node("*", (num(gold.unit.size), a)), Node("*", (num(answer.unit.size), b)))]
-    pairs = [(a, b)]
-    for one, side in ((gold, 0), (answer, 1)):
-        if one.unit == PERCENT:
-            factor = num(Fraction(1, 100))
-        elif one.unit == DEGREE:
-            factor = Node("*", (num(Fraction(1, 180)), Node("symbol", ("pi",))))
-        else:
-            continue
-        pairs.append((Node("*", (factor, a)), b) if side == 0 else (a, Node("*", (factor, b))))
-    return pairs
-
-
-def same_tree(gold: Node, answer: Node, allowed: float = 0.0, budget: Budget = QUICK) -> bool | None:
-    """Equality of two formulas by their forms, then by their values, then up to the relative error `allowed`."""
-    if gold == answer:
-        return True
-    verdict: bool | None = None
-    whole = False
-    try:
-        a, b = form(gold, budget), form(answer, budget)
-        verdict = same(a, b, budget)
-        exact = b.rational()
-        whole = exact is not None and exact.denominator == 1
-    except (TooDear, RecursionError):
-        pass
-    if verdict:
-        return True
-    if verdict is None and _differ(gold, answer):
-        verdict = None if constant_log(gold) or constant_log(answer) else False
-    if allowed and not whole and (x := value(gold, {})) is not None and not symbols_of(answer):
-        y = value(answer, {})
-        if y is not None and abs(x[0] - y[0]) <= allowed * abs(x[0]):
-            return True
-    return verdict
-
-
-def points(a: Node, b: Node) -> list[dict[str, float]]:
-    """Where to compare two formulas: values for their variables, whole ones where the names suggest it."""
-    names = sorted(symbols_of(a) | symbols_of(b))
-    if not names:
-        return [{}]
-    if _WHOLE_NAMES.issuperset(names) or whole_only(a) or whole_only(b):
-        return [
-            {name: float(start + step * i) for i, name in enumerate(names)}
-            for start, step in ((12, -2), (2, 1), (17, -3))
-        ]
-    rising = [{name: start + 0.173 * i for i, name in enumerate(names)} for start in (1.37, 0.29, 5.83)]
-    return [*rising, {name: 7.31 / (1 + i) ** 2 for i, name in enumerate(names)}]
-
-
-def _differ(a: Node, b: Node) -> bool:
-    """Whether the values differ by more than their errors at the first point where both are real."""
-    for point in points(a, b):
-        x, y = value(a, point), value(b, point)
-        if x is None or y is None:
-            continue
-        if any(symbols_of(side) and abs(at[0].imag) > 10 * at[1] for side, at in ((a, x), (b, y))):
-            continue  # outside the domain branches are a matter of convention
-        return abs(x[0] - y[0]) > 10 * (x[1] + y[1]) + 1e-300
-    return False

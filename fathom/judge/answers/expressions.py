@@ -56,7 +56,7 @@ def renamed(tree: Node, old: str, new: str) -> Node:
     return Node(tree.op, tuple(renamed(part, old, new) if isinstance(part, Node) else part for part in tree.args))
 
 
-_FUNCTIONS = {
+FUNCTIONS = {
     **{name: name for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "ln", "log", "exp")},
     **{name: name for name in ("asin", "acos", "atan")},
     "arcsin": "asin", "arccos": "acos", "arctan": "atan", "arccot": "acot", "tg": "tan", "ctg": "cot", "arctg": "atan",
@@ -161,6 +161,9 @@ class _Reader:
             elif text in ("/", "div"):
                 self._take()
                 factors.append(_inverse(self._negatable()))
+            elif text in ("bmod", "mod"):
+                self._take()
+                factors = [_remainder(Node("*", tuple(factors)), self._negatable())]
             elif named or opened or (kind == "number" and factors[-1].op not in ("number", "symbol")):
                 factors.append(self._factor())
             elif kind == "number":
@@ -248,6 +251,8 @@ class _Reader:
         return Node(_FENCES[opening], (inside,)) if opening in _FENCES else inside
 
     def _symbol(self, name: str) -> Node:
+        while self.kind == "sign" and self.text == "'":
+            name += self._take()
         if self.text == "_":
             self._take()
             name += "_" + self._subscript()
@@ -284,8 +289,8 @@ class _Reader:
             return Node("binom", (self._argument(), self._argument()))
         if name in ("mathrm", "text", "operatorname"):
             return self._upright()
-        if name in _FUNCTIONS:
-            return self._function(_FUNCTIONS[name])
+        if name in FUNCTIONS:
+            return self._function(FUNCTIONS[name])
         raise NotRead(name)
 
     def _upright(self) -> Node:
@@ -294,8 +299,8 @@ class _Reader:
         while self.kind == "letter":
             letters += self._take()
         self._expect("}")
-        if letters in _FUNCTIONS:
-            return self._function(_FUNCTIONS[letters])
+        if letters in FUNCTIONS:
+            return self._function(FUNCTIONS[letters])
         if len(letters) == 1:
             return self._symbol(letters)
         raise NotRead(letters)
@@ -381,13 +386,18 @@ class _Reader:
 _NO_FACTOR = frozenset(
     [
         "rfloor", "rceil", "rvert", "cup", "cap", "in", "le", "ge", "leq", "geq", "lt", "gt", "neq", "ne", "mid",
-        "to", "approx", "equiv", "pm", "mp", "setminus", "quad", "circ",
+        "to", "approx", "equiv", "bmod", "mod", "pmod", "pm", "mp", "setminus", "quad", "circ",
     ]
 )  # fmt: skip
 
 
 def _inverse(node: Node) -> Node:
     return Node("^", (node, MINUS_ONE))
+
+
+def _remainder(of: Node, by: Node) -> Node:
+    whole = Node("floor", (Node("*", (of, _inverse(by))),))
+    return Node("+", (of, Node("*", (MINUS_ONE, by, whole))))
 
 
 def _plain_quotient(node: Node) -> tuple[Fraction, Fraction] | None:

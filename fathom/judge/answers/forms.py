@@ -1,4 +1,4 @@
-r"""Canonical forms and numerical values of formulas: what settles most comparisons without a computer algebra system.
+r"""Canonical forms of formulas: what settles most comparisons without a computer algebra system.
 
 A form is a quotient of two sums of monomials over the rationals. Roots of numbers are split into powers of primes,
 which are linearly independent over the rationals (Besicovitch 1940): where nothing else but symbols occurs, different
@@ -7,10 +7,10 @@ forms are different values. Whatever the form cannot open (`\sin x`, `\sqrt{1+\s
 
 from __future__ import annotations
 
-import cmath
 import functools
 import math
-from collections.abc import Callable
+import re
+from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -20,6 +20,7 @@ Monomial = tuple[tuple[str, Fraction], ...]
 Sum = dict[Monomial, Fraction]
 
 _ONE: Monomial = ()
+_UNIT_I = re.compile(r"(?<![A-Za-z_])i(?![A-Za-z_])")
 _LARGEST_PRIME = 2_000  # for splitting the radicand; what is left beyond its square cannot be told to be prime
 
 
@@ -98,9 +99,14 @@ class _Former:
                 return self._add([self.form(term) for term in terms if isinstance(term, Node)])
             case Node("*", factors):
                 found = Form({_ONE: Fraction(1)}, {_ONE: Fraction(1)}, True)
+                letters = Counter(one.args[0] for one in factors if isinstance(one, Node) and one.op == "symbol")
+                for letter, times in letters.items():
+                    one = self.form(Node("symbol", (letter,)))
+                    found = self._multiply(found, one if times == 1 else self._whole_power(one, times))
                 for factor in factors:
                     assert isinstance(factor, Node)
-                    found = self._multiply(found, self.form(factor))
+                    if factor.op != "symbol":
+                        found = self._multiply(found, self.form(factor))
                 return found
             case Node("^", (Node() as base, Node() as exponent)):
                 return self._power(base, exponent)
@@ -175,6 +181,8 @@ class _Former:
             return self._opaque("^", found, power)
         if value.denominator > 1:
             rational = found.rational()
+            if rational is None and not _imaginary(found):
+                return self._root(self._whole_power(found, value.numerator), Fraction(value.denominator))
             if rational is None or rational < 0:  # a power of a negative number has several values
                 return self._opaque("^", found, power)
             return self._root(self._whole_power(found, value.numerator), Fraction(value.denominator))
@@ -265,6 +273,10 @@ class _Former:
         return Form({((f"{name}({inside})", Fraction(1)),): Fraction(1)}, {_ONE: Fraction(1)}, False)
 
 
+def _imaginary(form: Form) -> bool:
+    return any(_UNIT_I.search(name) for terms in (form.top, form.bottom) for monomial in terms for name, _ in monomial)
+
+
 def _shown(terms: Sum) -> str:
     shown = []
     for monomial, coefficient in sorted(terms.items()):
@@ -321,144 +333,3 @@ def _factors(number: int) -> dict[int, int] | None:
     if number > 1:
         found[number] = found.get(number, 0) + times
     return found
-
-
-def value(node: Node, symbols: dict[str, float]) -> tuple[complex, float] | None:
-    """The numerical value and a bound of its error; None where none exists, is infinite or is not computed.
-
-    Running error analysis in double precision: every operation adds its own rounding to what it was given.
-    """
-    try:
-        found, error = _value(node, symbols)
-    except (OverflowError, ValueError, ZeroDivisionError, TooDear, RecursionError, KeyError):
-        return None  # KeyError: a variable without a value
-    return (found, error) if cmath.isfinite(found) and math.isfinite(error) else None
-
-
-_EPS = 4e-16
-_CONSTANTS: dict[str, complex] = {"pi": math.pi, "e": math.e, "i": 1j}
-
-
-def _value(node: Node, symbols: dict[str, float]) -> tuple[complex, float]:
-    match node:
-        case Node("number", (Fraction() as exact,)):
-            found = complex(float(exact))
-            return found, _EPS * abs(found)
-        case Node("symbol", (str() as name,)):
-            if name == "infty":
-                raise ValueError(name)
-            return (_CONSTANTS[name], _EPS) if name in _CONSTANTS else (complex(symbols[name]), 0.0)
-    parts = [_value(part, symbols) for part in node.args if isinstance(part, Node)]
-    (a, da), (b, db) = parts[0], parts[1] if len(parts) > 1 else (0j, 0.0)
-    match node.op:
-        case "+":
-            total, error = 0j, 0.0
-            for part, wrong in parts:
-                total += part
-                error += wrong + _EPS * abs(total)
-            return total, error
-        case "*":
-            found, error = parts[0]
-            for part, wrong in parts[1:]:
-                found, error = found * part, abs(found) * wrong + abs(part) * error + error * wrong
-                error += _EPS * abs(found)
-            return found, error
-        case "^":
-            return _powered(a, da, b, db)
-        case "root":
-            if b != round(b.real) or db > 1e-9:
-                raise ValueError("degree")
-            if a.imag == 0 and a.real < 0 and round(b.real) % 2:
-                found, error = _powered(-a, da, 1 / b, 0.0)
-                return -found, error
-            return _powered(a, da, 1 / b, 0.0)
-        case "factorial":
-            return _gamma(a, da)
-        case "binom":
-            if not (_natural(a, da) and _natural(b, db)) or a.real > 1000:
-                raise ValueError("binomial")
-            found = complex(math.comb(round(a.real), round(b.real)))
-            return found, _EPS * abs(found)
-        case "floor" | "ceil":
-            if a.imag or abs(a.real - round(a.real)) <= 10 * da:
-                raise ValueError("at a jump")
-            return complex(math.floor(a.real) if node.op == "floor" else math.ceil(a.real)), 0.0
-        case "abs":
-            return complex(abs(a)), da + _EPS * abs(a)
-        case name:
-            function, slope = _ANALYTIC[name]
-            found = function(a)
-            return found, 2 * slope(a, found) * da + 4 * _EPS * abs(found) + _EPS
-
-
-def _powered(a: complex, da: float, b: complex, db: float) -> tuple[complex, float]:
-    if abs(a) <= 2 * da:
-        if a == 0 and b.real > 0 and db == 0:
-            return 0j, da ** min(b.real, 1.0) if da else 0.0
-        raise ZeroDivisionError("power of nearly zero")
-    if a.imag == 0 and a.real < 0 and b.imag == 0 and b.real == round(b.real):
-        found = complex(a.real ** round(b.real)) if abs(b.real) < 1e6 else a**b
-    else:
-        if da and a.real < 0 and abs(a.imag) <= 2 * da:
-            raise ValueError("at a branch cut")
-        found = a**b
-    size = abs(found)
-    return found, size * (2 * abs(b) * da / abs(a) + 2 * abs(cmath.log(a)) * (db + _EPS * abs(b)) + 4 * _EPS)
-
-
-def _natural(x: complex, error: float) -> bool:
-    return x.imag == 0 and abs(x.real - round(x.real)) <= error + 1e-12 and x.real >= 0
-
-
-def _gamma(a: complex, da: float) -> tuple[complex, float]:
-    if a.imag or a.real <= -1:
-        raise ValueError("factorial")
-    found = math.gamma(a.real + 1)
-    return complex(found), found * (2 * da * math.log(a.real + 3) + 100 * _EPS)
-
-
-_ANALYTIC: dict[str, tuple[Callable[[complex], complex], Callable[[complex, complex], float]]] = {  # with the slope
-    "sin": (cmath.sin, lambda a, r: abs(cmath.cos(a)) + 1e-6),
-    "cos": (cmath.cos, lambda a, r: abs(cmath.sin(a)) + 1e-6),
-    "tan": (cmath.tan, lambda a, r: 1 + abs(r) ** 2),
-    "cot": (lambda a: 1 / cmath.tan(a), lambda a, r: 1 + abs(r) ** 2),
-    "sec": (lambda a: 1 / cmath.cos(a), lambda a, r: 1 + abs(r) ** 2),
-    "csc": (lambda a: 1 / cmath.sin(a), lambda a, r: 1 + abs(r) ** 2),
-    "sinh": (cmath.sinh, lambda a, r: 1 + abs(r)),
-    "cosh": (cmath.cosh, lambda a, r: 1 + abs(r)),
-    "tanh": (cmath.tanh, lambda a, r: 1.0),
-    "exp": (cmath.exp, lambda a, r: abs(r)),
-    "ln": (cmath.log, lambda a, r: 1 / abs(a)),
-    "log": (cmath.log, lambda a, r: 1 / abs(a)),
-    "asin": (cmath.asin, lambda a, r: 1 / abs(cmath.sqrt(1 - a * a))),
-    "acos": (cmath.acos, lambda a, r: 1 / abs(cmath.sqrt(1 - a * a))),
-    "atan": (cmath.atan, lambda a, r: 1 / abs(1 + a * a)),
-    "acot": (lambda a: math.pi / 2 - cmath.atan(a), lambda a, r: 1 / abs(1 + a * a)),
-}
-
-
-def symbols_of(node: Node) -> frozenset[str]:
-    """Names of the variables."""
-    if node.op == "symbol":
-        name = node.args[0]
-        return (
-            frozenset([name]) if isinstance(name, str) and name not in _CONSTANTS and name != "infty" else frozenset()
-        )
-    return frozenset().union(*(symbols_of(part) for part in node.args if isinstance(part, Node)))
-
-
-def whole_only(node: Node) -> bool:
-    """Whether factorials, binomials or powers like (-1)^n occur, which are meant for whole numbers."""
-    match node:
-        case Node("factorial" | "binom"):
-            return True
-        case Node("^", (Node() as base, Node() as exponent)) if symbols_of(exponent) and not symbols_of(base):
-            found = value(base, {})
-            if found is not None and found[0].real < 0:
-                return True
-    return any(whole_only(part) for part in node.args if isinstance(part, Node))
-
-
-def constant_log(node: Node) -> bool:
-    r"""Whether `\log` without a base occurs, whose base is a matter of convention."""
-    return node.op == "log" or any(constant_log(part) for part in node.args if isinstance(part, Node))

@@ -3,6 +3,7 @@ r"""One notation for what answers write in many: LaTeX dressing off, Unicode sig
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
 
 _SIGNS = str.maketrans(
@@ -18,11 +19,23 @@ _SIGNS = str.maketrans(
         "\x0c": "\\f", "\x08": "\\b",
     }
 )  # fmt: skip
+_RAISED = re.compile("[⁰¹²³⁴-⁹⁻ⁿ]+")
+_LOWERED = re.compile("[₀-₉]+")
+_FRACTION = re.compile("[¼½¾⅐-⅞]")
+_FULL_WIDTH = re.compile("[０-９Ａ-Ｚａ-ｚ．％＋－]+")
+_RADICAL = re.compile(r"√\s*(\d+(?:\.\d+)?|[A-Za-z])")
+_PYTHON_POWER = re.compile(r"(?<=[\w)}])\*\*(?=[\w({-])")
+_PLAIN_NAME = re.compile(  # sqrt(2), 2pi, sin(x) without backslashes
+    r"(?<![A-Za-z\\{_])(?:sqrt(?=\s*[({])|(?:arcsin|arccos|arctan|sin|cos|tan|cot|sec|csc|ln|log|exp)(?=\s*\()"
+    r"|pi(?![A-Za-z_(])|theta(?![A-Za-z_]))"
+)
+_BINOMIAL = re.compile(r"(?<![A-Za-z\\_])(?:C\((\w+),\s*(\w+)\)|C_\{?(\w+)\}?\^\{?(\w+)\}?)")
 _HTML = re.compile(r"<(/?)(su[pb])>")
 _JOINED = re.compile(r"\\text\{([^{}]*?[^{}\s])\s+,?(and|or)\s*\}")
 _STOP = re.compile(r"(?<=[\w}])\.(?=\s*[)\]])")
 _TAB = re.compile(r"\t(?=ext\{|imes\b|frac\b|heta\b|an\b)")
 _DOUBLED = re.compile(r"\\\\(?=[A-Za-z])")
+_COLOUR = re.compile(r"\\(?:text)?color\s*\{[A-Za-z]+\}\s*")
 _SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lrm]?|middle)(?![A-Za-z])\s*")
 _NULL_FENCE = re.compile(r"\\(?:left|right)\s*\.")
 _SPACES = re.compile(
@@ -38,7 +51,7 @@ _ALIASES = {
     "varnothing": "\\emptyset", "degree": "^\\circ", "colon": ":", "vert": "|", "rvert": "|", "lvert": "|",
     "ast": "*", "minus": "-", "infin": "\\infty", "dollar": "\\$", "thinspace": " ", "enspace": " ",
     "limits": "", "nolimits": "", "limit": "", "cdotp": "\\cdot", "dotsc": "\\dots", "ldots": "\\dots",
-    "cdots": "\\dots",
+    "cdots": "\\dots", "dbinom": "\\binom", "tbinom": "\\binom", "lg": "\\log_{10}",
 }  # fmt: skip
 _ALIAS = re.compile(r"\\(" + "|".join(_ALIASES) + r")(?![A-Za-z])")
 _THOUSANDS_TEX = re.compile(r"(?<=\d)(?:\{,\}|,?\\!\s*|(?:\\[,;: ])+\s*)(?=\d{3}(?!\d))")
@@ -54,15 +67,17 @@ CLOSING = frozenset([")", "]", "}", "\\}", "\\rfloor", "\\rceil", "\\rangle"])
 
 def clean(text: str) -> str:
     """The same answer in one notation: no `$`, no sizes, one blank for every kind of space, one name for a macro."""
+    text = _RADICAL.sub(r"\\sqrt{\1}", _unicode(text))
     text = _TAB.sub(r"\\t", text.translate(_SIGNS))
     text = _HTML.sub(lambda match: "}" if match[1] else "^{" if match[2] == "sup" else "_{", text)
     if "\\begin" not in text:
         text = _DOUBLED.sub(r"\\", text)
+    text = _BINOMIAL.sub(r"\\binom{\1\3}{\2\4}", _PLAIN_NAME.sub(r"\\\g<0>", _PYTHON_POWER.sub("^", text)))
     text = _MATHS_MARKS.sub(" ", text.replace("\\$", "\x00").replace("\\%", "%"))
     text = re.sub(r"\x00", r"\\$", text)
     text = _SIZES.sub("", _NULL_FENCE.sub("", text))
     text = _THOUSANDS_TEX.sub("", text)
-    text = _SPACES.sub(" ", text)
+    text = _SPACES.sub(" ", _COLOUR.sub("", text))
     text = _ALIAS.sub(lambda match: _ALIASES[match[1]], text)
     text = text.replace("^{\\circ}", "^\\circ").replace("^{ \\circ }", "^\\circ")
     text = _JOINED.sub(r"\\text{\1}\\text{ \2 }", text)
@@ -71,6 +86,21 @@ def clean(text: str) -> str:
     text = _THOUSANDS_BLANK.sub(lambda match: match[0].replace(" ", ""), text)
     text = _MIXED.sub(r"(\1+\\frac{\2}{\3})", text)
     return _stripped(text)
+
+
+def _unicode(text: str) -> str:
+    """Full-width signs, exponents, indices and fractions that Unicode has as one sign each, in plain ones."""
+    if text.isascii():
+        return text
+    text = _RAISED.sub(lambda match: f"^{{{unicodedata.normalize('NFKC', match[0]).replace('−', '-')}}}", text)
+    text = _LOWERED.sub(lambda match: f"_{{{unicodedata.normalize('NFKC', match[0])}}}", text)
+    text = _FRACTION.sub(_in_latex, text)
+    return _FULL_WIDTH.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)
+
+
+def _in_latex(fraction: re.Match[str]) -> str:
+    top, _, bottom = unicodedata.normalize("NFKC", fraction[0]).partition("⁄")
+    return f"\\frac{{{top}}}{{{bottom}}}"
 
 
 def _stripped(text: str) -> str:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 from fathom.judge.answers.answer import (
     Answer,
+    Cases,
     Chain,
     Items,
     Matrix,
@@ -19,22 +21,24 @@ from fathom.judge.answers.answer import (
     Ratio,
     Reals,
     Record,
+    Residue,
     Segment,
     Value,
     Words,
     interval,
+    position,
     reals,
     segment,
     without,
 )  # fmt: skip
-from fathom.judge.answers.expressions import QUICK, Budget, Node, NotRead, TooDear, num, parse
-from fathom.judge.answers.forms import line, symbols_of
+from fathom.judge.answers.expressions import QUICK, Budget, Node, TooDear, num
+from fathom.judge.answers.forms import line
 from fathom.judge.answers.notation import balanced, clean, fenced, split
-from fathom.judge.answers.numerals import numeral
-from fathom.judge.answers.units import DEGREE, PERCENT, Unit, unit
+from fathom.judge.answers.quantities import TEXT_MACRO, single, words
+from fathom.judge.answers.values import symbols_of, value
 
-_AND = r"\s(?:[aA]nd|AND|&)\s|\\(?:text|mathrm)\{\s*,?\s*and\s*\}|\\&"
-_OR = r"\s(?:or|OR)\s|\\(?:text|mathrm)\{\s*,?\s*(?:or|OR)\s*\}"
+_AND = r"\s(?:[aA]nd|AND|&)\s|[和、]|\\(?:text|mathrm)\{\s*,?\s*and\s*\}|\\&"
+_OR = r"\s(?:or|OR)\s|或|\\(?:text|mathrm)\{\s*,?\s*(?:or|OR)\s*\}"
 _LIST = re.compile(rf",?\s*(?:{_AND}|{_OR})\s*|,")
 _SEMICOLON = re.compile(r";")
 _ONLY_OR = re.compile(rf",?\s*(?:{_OR})\s*")
@@ -45,6 +49,7 @@ _BAR = re.compile(r"\\mid(?![A-Za-z])|\||:")
 _RELATION = re.compile(r"=|<|>|\\(?:leq|geq|neq|in|approx|equiv|to|Rightarrow)(?![A-Za-z])")
 _COLON = re.compile(r":")
 _COMMA = re.compile(r",")
+_TURNED_BELOW = {"<": True, "\\leq": True, ">": False, "\\geq": False}
 _FLIPPED = {"<": ">", ">": "<", "\\leq": "\\geq", "\\geq": "\\leq", "\\neq": "\\neq"}
 _CONDITION = re.compile(  # `for all x` up to the next item or the end
     r"[,\s]{0,3}(?:\\text\{\s*,?\s*(?:for|where|with)\s|(?<=\s)(?:for (?:all|some|any|every|each)|where)\s"
@@ -56,7 +61,7 @@ _CASES = re.compile(r"\b(?:for|where|with|if|otherwise)\b")
 _ONLY = re.compile(r"^(?:\\text\{\s*only\s*\}|only\s)\s*")
 _INDEX = r"(?:_(?:\w|\\[a-z]+|\{[^{}]*\}))"
 _SYMBOL_NAME = re.compile(
-    rf"(?:[A-Za-z]{{1,4}}|\\[a-zA-Z]+)'*{_INDEX}?(?:\^(?:\*|\w|\{{[^{{}}]*\}}))?(?:\s*\([^()=]*\))?"
+    rf"(?:[A-Za-z]{{1,4}}|\\[a-zA-Z]+)'*{_INDEX}?(?:\^(?:\*|\{{\*\}}|\{{\(\w\)\}}|\{{-1\}}(?=\s*\()))?(?:\s*\([^()=]*\))?"
 )
 _QUANTITY = re.compile(
     r"\\(?:angle|triangle|lim|max|min|sup|inf|sum|int|prod|Pr|mathbb|operatorname)(?![A-Za-z]).*", re.DOTALL
@@ -64,35 +69,30 @@ _QUANTITY = re.compile(
 _YES_NO = re.compile(r"(?:\\text\{)?\s*(?:yes|no|true|false)\b", re.IGNORECASE)
 _WORD_NAME = re.compile(r"(?:\\text\{)?\s*[A-Za-z][A-Za-z ]{3,40}\}?")
 _MATRIX = re.compile(r"\\begin\{([pbBv]?matrix|array)\}(?:\{[lcr|]*\})?((?:(?!\\begin).)*)\\end\{\1\}", re.DOTALL)
-_DECIMAL = re.compile(r"[+-]?\s*(?:\d+\.\d*|\.\d+)")
-_TEXT_TAIL = re.compile(r"\\(?:text|mathrm)\{([^{}]*)\}((?:\^\{?\d\}?)?)$")
-_PLAIN_TAIL = re.compile(r"(?<=[\d}).])\s*(%|€|£|[A-Za-z][A-Za-z./ ]{0,40}(?:\^\{?\d\}?)?)$")
-_DEGREES = re.compile(r"\^(?:\{\s*\\circ\s*\}|\s*\\circ)\s*C?$")
-_ANGLE_INSIDE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
-_MONEY = re.compile(r"^([+-]?)\s*(?:\\\$|[€£])\s*")
-_TEXT_MACRO = re.compile(r"\\(?:text|mathrm|operatorname\*?)\{([^{}]*)\}")
-_OPTION = re.compile(r"\(?\s*(?:\\text\{)?\s*\(?\s*([A-J])\s*\)?\s*\.?\s*\}?\s*\)?\.?")
-_LABEL = re.compile(r"(?:\\text\{\s*\(([A-J])\)\s*:?\s*\}|\(([A-J])\)|(?:\\text\{\s*)?([A-J])[.):]\s*\}?)\s*(?=\S)")
 _PROSE = re.compile(  # a word before a word, or a word that begins the text and names nothing
     r"(?<![\\A-Za-z])[A-Za-z]{2,}(?:'[a-z]{1,3})? +\$?(?:[A-Za-z]{2,}|[A-Za-z] )"
     r"|^\s*[A-Za-z]{2,}(?:'[a-z]{1,3})? +(?![=<>\\])"
 )
-_THOUSANDS = re.compile(r"(?<![\d,.(\[{])\d{1,3}(?:,\d{3})+(?![\d,])")  # not inside brackets
-_ONE_WORD = re.compile(r"[A-Za-z]{4,}")
-_OTHER_LABEL = re.compile(r"(?<![A-Za-z\\])[A-J][).]|\b(?:and|or)\b")
-_PURE = re.compile(r"(?:[^A-Za-z]|\\(?:frac|sqrt|pi|times|cdot)(?![A-Za-z]))*")
-_COUNTED = re.compile(r"(?!(?:or|and|not|is|to|if|but|mod)\b)[A-Za-z][A-Za-z' -]*[A-Za-z]{2}[A-Za-z' .-]*")
+_THOUSANDS = re.compile(r"(?<![\d,.(\[{])\d{1,3}(?:,\d{3})+(?!\d|,\d)")  # not inside brackets
 _MOST_NESTED = 12
-
-
-def option(text: str, labelled: bool = False) -> str | None:
-    r"""The letter of a multiple-choice answer: `B`, `(B)`, `\text{(B)}`, `B.`; with `labelled` also `(B) 12`."""
-    text = clean(text)
-    if match := _OPTION.fullmatch(text):
-        return match[1]
-    if labelled and (match := _LABEL.match(text)) and not _OTHER_LABEL.search(text, match.end()):
-        return match[1] or match[2] or match[3]
-    return None
+_LONGEST_NAME = 200  # of what regular expressions look for from the end
+_PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![A-Za-z])")
+_MODULUS = re.compile(
+    r"(.+?)[,\s]*(?:\\pmod|\(\s*\\?mod|\\text\{\s*\(mod|\(\s*\\text\{\s*mod)(?![A-Za-z])"
+    r"\s*\}?\s*\{?\s*(\d+|[a-z])\s*\}?\s*\)?\}?",
+    re.DOTALL,
+)
+_CONGRUENT = re.compile(r"[A-Za-z](?:_\w)?\s*\\equiv(?![A-Za-z])")
+_BRANCHES = re.compile(r"\\begin\{cases\}((?:(?!\\begin).)*)\\end\{cases\}", re.DOTALL)
+_IF = re.compile(r"^(?:\\text\{\s*)?(?:if|when|for|where)\s*\}?\s*")
+_WHOLE_TAIL = re.compile(  # `, k \in \mathbb{Z}`
+    r"[,;:\s]+\(?\s*[a-z]\s*\\in\s*(?:\\mathbb\s*\{?[ZN]\}?|\\text\{[ZN]\}|[ZN])(?:[_^]\{?[+*0]\}?)?\s*\)?$"
+)
+_ALL_REALS = re.compile(r"(?:\\text\{)?\s*(?:all|every|any)?\s*(?:real numbers?|reals)\s*\}?", re.IGNORECASE)
+_ALL_TEXT = re.compile(r"\\text\{([^{}]*)\}")
+_CLOCK = re.compile(r"\d{1,2}:[0-5]\d\s*(?:\\text\{)?\s*[apAP]\.? ?[mM]\.?\s*\}?")
+_NUMBERS = ("e", "\\pi", "\\infty")
+_SIZE = re.compile(r"\|([^|]+)\|")
 
 
 def readings(text: str, budget: Budget = QUICK) -> tuple[Answer, ...]:
@@ -114,11 +114,15 @@ def read(text: str, budget: Budget = QUICK) -> Answer | None:
     for _ in range(3):
         if match := re.fullmatch(r"\\(?:boxed|fbox)\{(.*)\}", text, re.DOTALL):
             text = clean(match[1])
+    if match := _ALL_TEXT.fullmatch(text):
+        text = clean(match[1])
     if not text or not balanced(text):
         return None
     text = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
     if _YES_NO.match(text):
-        return _words(text, shortest=2)
+        return words(text, shortest=2)
+    if "\\in" in text[-_LONGEST_NAME:]:
+        text = text[:-_LONGEST_NAME] + _WHOLE_TAIL.sub("", text[-_LONGEST_NAME:]) or text
     return _Reader(budget).answer(_CONDITION.sub(_unless_cases, text) or text)
 
 
@@ -141,6 +145,8 @@ class _Reader:
         return found
 
     def _answer(self, text: str) -> Answer:
+        if text.count("mod") == 1 and (residue := self._residue(text)) is not None:
+            return residue
         for separator, join in ((_SEMICOLON, _collected), (_ONLY_OR, _either), (_ONLY_AND, _both), (_LIST, _collected)):
             pieces = [piece for _, piece in split(text, separator) if piece]
             if len(pieces) > self.budget.terms:
@@ -148,7 +154,7 @@ class _Reader:
             if len(pieces) > 1 and (found := join([self.answer(piece) for piece in pieces])) is not None:
                 return found
         outer = fenced(text)
-        if ("\\pm" in text or "\\mp" in text) and (outer is None or outer[0] not in ("{", "\\{")):
+        if _PLUS_MINUS.search(text) and (outer is None or outer[0] not in ("{", "\\{")):
             return _collected([self.answer(_signed(text, sign)) for sign in "+-"])
         if (found := self._related(text)) is not None:
             return found
@@ -158,9 +164,20 @@ class _Reader:
             return found
         if match := _MATRIX.fullmatch(text):
             return self._matrix(match[2])
+        if match := _BRANCHES.fullmatch(text):
+            return self._branches(match[1])
         if (found := self._ratio(text)) is not None:
             return found
-        return self.single(text)
+        return single(text, self.budget)
+
+    def _residue(self, text: str) -> Residue | None:
+        if (end := _MODULUS.fullmatch(text[-_LONGEST_NAME:])) is None:
+            return None
+        head, modulus = text[:-_LONGEST_NAME] + end[1], single(end[2], self.budget)
+        if not isinstance(modulus, Value) or not balanced(head):
+            return None
+        named = _CONGRUENT.match(head)
+        return Residue(self.answer((head[named.end() :] if named else head).strip()), modulus)
 
     def _related(self, text: str) -> Answer | None:
         pieces = split(text, _RELATION)
@@ -181,6 +198,8 @@ class _Reader:
             return None
         if set(relations) == {"="}:
             return self._equation(members)
+        if len(members) == 2 and (match := _SIZE.fullmatch(members[0])) and relations[0] in _TURNED_BELOW:
+            return self._size(match[1], relations[0], members[1]) or self._chain(relations, members)
         if relations == ["\\in"]:
             inside = self.answer(members[1])
             return replace(inside, name=members[0]) if isinstance(inside, Reals) else Named(_bare(members[0]), inside)
@@ -192,20 +211,34 @@ class _Reader:
             and (found := self._linear(relations[0], members)) is not None
         ):
             return found
+        return self._chain(relations, members)
+
+    def _chain(self, relations: list[str], members: list[str]) -> Chain:
         return Chain(tuple(relations), tuple(self.answer(member) for member in members))
+
+    def _size(self, inside: str, relation: str, bound: str) -> Answer | None:
+        """`|x - 2| < 5`, where the bound is a number that is not negative."""
+        limit = single(bound, self.budget)
+        if not isinstance(limit, Value) or (place := position(limit)) is None or place < 0:
+            return None
+        above = self.answer(f"{inside} {relation} {bound}")
+        below = self.answer(f"{inside} {_FLIPPED[relation]} -({bound})")
+        if not isinstance(above, Reals) or not isinstance(below, Reals):
+            return None
+        return _both([above, below]) if _TURNED_BELOW[relation] else _union([above, below])
 
     def _equation(self, members: list[str]) -> Answer:
         name, last = members[0], members[-1]
-        if _is_name(name):
+        if _is_name(name) and name not in _NUMBERS:
             return Named(_bare(name), self.answer(last))
-        if len(members) > 2:
-            return self.answer(last)
-        left = self.answer(name)
+        read = [self.answer(member) for member in members]
+        constant = [isinstance(one, Value) and one.tree is not None and not symbols_of(one.tree) for one in read]
+        left = read[0]
         if isinstance(left, Value) and left.tree is None:
-            return Named(_bare(name), self.answer(last))  # `\\lim a_n = 5`: a quantity that we need not understand
-        if isinstance(left, Value) and left.tree is not None and not symbols_of(left.tree):
-            return self.answer(last)
-        return Chain(("=",), (left, self.answer(last)))
+            return Named(_bare(name), read[-1])  # `\\lim a_n = 5`: a quantity that we need not understand
+        if not any(constant[:-1]) or _contradict([one for one, known in zip(read, constant, strict=True) if known]):
+            return Chain(("=",) * (len(members) - 1), tuple(read))
+        return read[-1]
 
     def _inequality(self, relations: list[str], members: list[str]) -> Reals | None:
         """One variable beside numbers, or between two."""
@@ -221,7 +254,7 @@ class _Reader:
         low: tuple[Value | None, bool] = (None, False)
         high = low
         for i, relation in enumerate(relations):
-            other = self.single(members[i] if i < where else members[i + 1])
+            other = single(members[i] if i < where else members[i + 1], self.budget)
             if not isinstance(other, Value):
                 return None
             towards = relation if i >= where else _FLIPPED[relation]  # as in `name relation other`
@@ -239,7 +272,7 @@ class _Reader:
 
     def _linear(self, relation: str, members: list[str]) -> Reals | None:
         """`-x > -1`, `2x + 1 < 5`: one variable, to the first power, with rational coefficients."""
-        left, right = (self.single(member) for member in members)
+        left, right = (single(member, self.budget) for member in members)
         if not isinstance(left, Value) or not isinstance(right, Value) or left.tree is None or right.tree is None:
             return None
         difference = Node("+", (left.tree, Node("*", (num(-1), right.tree))))
@@ -257,7 +290,7 @@ class _Reader:
         )
 
     def _united(self, text: str) -> Answer | None:
-        if text in ("\\mathbb{R}", "\\mathbb R", "\\R"):
+        if text in ("\\mathbb{R}", "\\mathbb R", "\\R") or _ALL_REALS.fullmatch(text):
             return Reals((Segment(None, None, False, False),))
         pieces = [piece for _, piece in split(text, _CUP)]
         if len(pieces) > 1 and all(pieces):
@@ -282,6 +315,8 @@ class _Reader:
                 return Items("{", ())
             described = [piece for _, piece in split(inside, _BAR)]
             if len(described) == 2 and all(described):
+                if _WHOLE_TAIL.fullmatch(", " + described[1]):
+                    return self.answer(described[0])
                 condition = self.answer(described[1])
                 return condition if isinstance(condition, Reals) else None
             found = self.answer(inside)
@@ -304,28 +339,29 @@ class _Reader:
             raise TooDear("matrix is too large")
         return Matrix(tuple(tuple(self.answer(cell.strip()) for cell in row.split("&")) for row in rows))
 
-    def _ratio(self, text: str) -> Ratio | None:
+    def _branches(self, inside: str) -> Answer:
+        rows = [row.strip(" ,;.") for row in re.split(r"\\\\", inside) if row.strip()]
+        if len(rows) > self.budget.terms:
+            raise TooDear("too many cases")
+        if not any("&" in row for row in rows):
+            return _collected([self.answer(row) for row in rows])  # a system
+        branches = []
+        for row in rows:
+            branch, _, condition = row.partition("&")
+            condition = _IF.sub("", condition.strip(" ,;.&"))
+            when = self.answer(condition) if condition else Words("otherwise")
+            branches.append((self.answer(branch.strip(" ,;")), when))
+        return Cases(tuple(branches))
+
+    def _ratio(self, text: str) -> Answer | None:
         pieces = [piece for _, piece in split(text, _COLON)]
         if not 2 <= len(pieces) <= 10 or not all(pieces):
             return None
-        members = [self.single(piece) for piece in pieces]
+        if _CLOCK.fullmatch(text):
+            return single(text, self.budget)
+        members = [single(piece, self.budget) for piece in pieces]
         values = tuple(member for member in members if isinstance(member, Value) and member.tree is not None)
         return Ratio(values) if len(values) == len(members) else None
-
-    def single(self, text: str) -> Value | Words:
-        """A value with its unit, or words."""
-        if (found := numeral(text)) is not None:
-            return found
-        if _ONE_WORD.fullmatch(text):
-            return Words(text.casefold())
-        bare, measure = _without_unit(text)
-        if (found := numeral(bare)) is not None:
-            return replace(found, unit=measure)
-        try:
-            tree = parse(bare, self.budget)
-        except NotRead:
-            return _words(text) or Value(text, None, measure)
-        return Value(text, tree, measure, _DECIMAL.fullmatch(bare) is not None)
 
 
 def _signed(text: str, upper: str) -> str:
@@ -334,8 +370,15 @@ def _signed(text: str, upper: str) -> str:
     return re.sub(r"\\mp(?![A-Za-z])", lambda _: lower + " ", text)
 
 
+def _contradict(constants: list[Answer]) -> bool:
+    """Whether numbers that a chain of equations connects differ: `4 = 5`."""
+    found = [value(one.tree, {}) for one in constants if isinstance(one, Value) and one.tree is not None]
+    known = [one for one in found if one is not None]
+    return any(abs(a[0] - b[0]) > 10 * (a[1] + b[1]) for a, b in pairwise(known))
+
+
 def _bare(name: str) -> str:
-    return re.sub(r"\s+|[{}]", "", _TEXT_MACRO.sub(r"\1", name))
+    return re.sub(r"\s+|[{}]", "", TEXT_MACRO.sub(r"\1", name))
 
 
 def _is_name(text: str) -> bool:
@@ -360,6 +403,8 @@ def _collected(items: list[Answer]) -> Answer:
     flat: list[Answer] = []
     for item in items:
         flat.extend(item.items if isinstance(item, Items) and not item.fence else [item])
+    if (holes := _holes(flat)) is not None:
+        return holes
     named = [item for item in flat if isinstance(item, Named)]
     if len(named) == len(flat):
         names = tuple(item.name for item in named)
@@ -370,6 +415,19 @@ def _collected(items: list[Answer]) -> Answer:
     elif len(named) == 1 and isinstance(flat[0], Named):
         return Named(flat[0].name, _collected([flat[0].answer, *flat[1:]]))
     return Items("", tuple(flat))
+
+
+def _holes(items: list[Answer]) -> Reals | None:
+    """`x ≠ 1, x ≠ 2`: all numbers but these."""
+    points: list[Value] = []
+    for item in items:
+        if not isinstance(item, Reals) or len(item.segments) != 2 or item.name != getattr(items[0], "name", None):
+            return None
+        left, right = item.segments
+        if left.low is not None or right.high is not None or left.high is not right.low or left.high is None:
+            return None
+        points.append(left.high)
+    return without(Reals((Segment(None, None, False, False),), getattr(items[0], "name", "")), points)
 
 
 def _either(items: list[Answer]) -> Answer | None:
@@ -407,45 +465,9 @@ def _union(items: list[Answer]) -> Answer | None:
     return Reals(tuple(segments), names.pop() if len(names) == 1 else "") if len(names) < 2 else None
 
 
-def _without_unit(text: str) -> tuple[str, Unit | None]:
-    """The formula in front of a unit, and the unit; words that are none we know are left out: `7 apples` is 7."""
-    measure: Unit | None = None
-    if match := _MONEY.match(text):
-        sign = "€" if "€" in match[0] else "£" if "£" in match[0] else "dollar"
-        text, measure = match[1] + text[match.end() :], unit(sign)
-    if (match := _DEGREES.search(text)) and not _ANGLE_INSIDE.search(text):
-        return text[: match.start()].strip(), DEGREE
-    for pattern in (_TEXT_TAIL, _PLAIN_TAIL):
-        match = pattern.search(text)
-        if match is None or not text[: match.start()].strip():
-            continue
-        name = match[1] + (match[2] if pattern is _TEXT_TAIL else "")
-        known = unit(name)
-        # A bare letter is a variable, and so is what stands behind one: no unit without a macro there.
-        if known is not None and (
-            pattern is _TEXT_TAIL or name in "%€£" or (len(name) > 1 and _PURE.fullmatch(text[: match.start()]))
-        ):
-            return text[: match.start()].strip(" ("), known
-        if _COUNTED.fullmatch(name.strip()) and any(c.isdigit() for c in text[: match.start()]):
-            return text[: match.start()].strip(), measure
-    if text.rstrip().endswith("%"):
-        return text.rstrip()[:-1], PERCENT
-    return text, measure
-
-
-def _words(text: str, shortest: int = 3) -> Words | None:
-    """Words where a text has a run of so many letters outside macros and no sign of a formula."""
-    plain = _TEXT_MACRO.sub(r" \1 ", text)
-    without_macros = re.sub(r"\\[A-Za-z]+", " ", plain)
-    longest = max(map(len, re.findall(r"[A-Za-z]+", without_macros)), default=0)
-    if longest < shortest or (shortest > 2 and any(sign in without_macros for sign in "=^_{}")):
-        return None
-    return Words(" ".join(re.findall(r"[^\W_]+(?:[./:][^\W_]+)*", plain.casefold())))
-
-
 def is_formula(text: str) -> bool:
     """Whether every part of a text reads as mathematics: no words, nothing that is unknown to the parser."""
-    if len(text) > QUICK.characters or _PROSE.search(_TEXT_MACRO.sub(" ", text)) is not None:
+    if len(text) > QUICK.characters or _PROSE.search(TEXT_MACRO.sub(" ", text)) is not None:
         return False
     try:
         found = read(text)

@@ -8,20 +8,28 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 import sys
-from fractions import Fraction
 from typing import Any
 
-import mpmath
 from math_verify import LatexExtractionConfig, parse, verify
 
 from fathom.judge.answers.answer import Answer, Chain, Items, Value, Words
-from fathom.judge.answers.compare import in_common_unit, points, same_readings, same_value
-from fathom.judge.answers.expressions import THOROUGH, Node, TooDear
-from fathom.judge.answers.forms import value
+from fathom.judge.answers.compare import same_readings
+from fathom.judge.answers.equality import in_common_unit, same_value
+from fathom.judge.answers.expressions import THOROUGH, Node, NotRead, TooDear
+from fathom.judge.answers.expressions import parse as parse_formula
+from fathom.judge.answers.precise import NotMeant, same_at
 from fathom.judge.answers.reading import readings
+from fathom.judge.answers.sampling import differ_at, samples
+from fathom.judge.answers.values import rational, symbols_of, undefined, value
 
 _CONFIG = (LatexExtractionConfig(boxed_match_priority=-1),)  # its other extraction takes the last number of any text
+_FEWEST_POINTS = 10
+_PRECISE_POINTS = 20
+_MOST_HOLES = 2
+_EXACT_BITS = 400_000
+_MOST_TERMS = 10_000
 _LONGEST = 1_000  # for math-verify, whose parser is far from linear
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns at every call that it runs without its alarms
 
@@ -67,62 +75,68 @@ def _same_leaf(gold: Value, answer: Value) -> bool | None:
     return None if None in verdicts else False
 
 
-def _identical(a: Node, b: Node) -> bool | None:
-    """Equality of values to 60 digits, at several points where there are variables; None where none can be computed.
+def _identical(gold: Node, answer: Node) -> bool | None:
+    """Equality of values to 60 digits, wherever the gold formula has one; None where too few can be computed.
 
-    They are computed with 160 digits, so that what cancels is not taken for a difference.
+    In doubles first, which shows most differences.
     """
-    agreed = 0
-    for point in points(a, b):
-        # In doubles first: a tower of powers would keep mpmath for ever.
-        if value(a, point) is None or value(b, point) is None:
+    variables = bool(symbols_of(gold) | symbols_of(answer))
+    agreed = unknown = holes = 0
+    for point in samples(gold, answer):
+        rough = differ_at(gold, answer, point)
+        if rough:
+            return False
+        if rough is False and agreed >= _PRECISE_POINTS:
             continue
-        with mpmath.workdps(160):
-            exact = {name: mpmath.mpf(Fraction(at).numerator) / Fraction(at).denominator for name, at in point.items()}
-            try:
-                x, y = _precise(a, exact), _precise(b, exact)
-            except (ValueError, ZeroDivisionError, OverflowError, mpmath.libmp.NoConvergence):
-                continue
-            scale = max(abs(x), abs(y), mpmath.mpf(10) ** -20)
-            if abs(x - y) <= scale * mpmath.mpf(10) ** -60:
-                agreed += 1
-            elif not exact or (abs(mpmath.im(x)) < scale / 10**60 and abs(mpmath.im(y)) < scale / 10**60):
+        if undefined(gold, point):
+            continue
+        if undefined(answer, point):
+            holes += 1  # one that can be filled, as that of (n^2-1)/(n-1)
+            if holes > _MOST_HOLES or not point:
                 return False
-    return True if agreed else None
+            continue
+        x, y = (rational(side, point, _EXACT_BITS) for side in (gold, answer))
+        if x is not None and y is not None:
+            if x != y:
+                return False
+            agreed += 1
+            continue
+        try:
+            said = same_at(gold, answer, point)
+        except NotMeant:
+            continue
+        if said is False:
+            return False
+        agreed, unknown = agreed + (said is True), unknown + (said is None)
+    enough = agreed >= (_FEWEST_POINTS if variables else 1)
+    return True if enough and unknown <= agreed else None
 
 
-_MP = {
-    "abs": abs, "floor": mpmath.floor, "ceil": mpmath.ceil, "factorial": mpmath.factorial, "binom": mpmath.binomial,
-    "log": mpmath.ln, "acot": lambda x: mpmath.pi / 2 - mpmath.atan(x),
-}  # fmt: skip
-_NAMED = {"pi": mpmath.pi, "e": mpmath.e, "i": mpmath.mpc(0, 1)}
+_SUM = re.compile(r"\\(?:sum|prod)(?![A-Za-z])[^^]{0,60}\^\s*(?:\{((?:[^{}]|\{[^{}]*\}){1,60})\}|(\w))")
+_NO_POLYNOMIAL = re.compile(r"\\[A-Za-z]+|/|!|\^\s*\{?[^0-9]|\^\s*\{[^}]*[a-z]")
 
 
-def _precise(node: Node, point: dict[str, Any]) -> Any:
-    match node:
-        case Node("number", (Fraction() as exact,)):
-            return mpmath.mpf(exact.numerator) / exact.denominator
-        case Node("symbol", (str() as name,)):
-            return +_NAMED[name] if name in _NAMED else point[name]
-    parts = [_precise(part, point) for part in node.args if isinstance(part, Node)]
-    match node.op:
-        case "+":
-            return mpmath.fsum(parts)
-        case "*":
-            return mpmath.fprod(parts)
-        case "^":
-            return mpmath.power(*parts)
-        case "root":
-            x, degree = parts
-            odd = mpmath.im(x) == 0 and mpmath.re(x) < 0 and int(mpmath.re(degree)) % 2
-            return -mpmath.root(-x, int(degree)) if odd else mpmath.power(x, 1 / degree)
-        case name:
-            return (_MP.get(name) or getattr(mpmath, name))(*parts)
+def _too_many_terms(text: str) -> bool:
+    """Whether a sum or product that has no closed form must be added up over more terms than is worth waiting for."""
+    terms = 1.0
+    last = 0
+    for match in _SUM.finditer(text):
+        last = match.end()
+        try:
+            bound = parse_formula(match[1] or match[2])
+        except (NotRead, TooDear):
+            continue
+        if symbols_of(bound) or "infty" in match[0] or "∞" in match[0]:
+            continue
+        if (found := value(bound, {})) is None:
+            return True
+        terms *= max(1.0, abs(found[0]))
+    return terms > _MOST_TERMS and _NO_POLYNOMIAL.search(text, last) is not None
 
 
 def _parse(text: str) -> list[Any]:
     # Time-outs of math-verify are alarms, which sympy's C code outlives; the pool kills instead.
-    if len(text) > _LONGEST:
+    if len(text) > _LONGEST or _too_many_terms(text):
         raise _Dear(text[:40])
     return list(parse(text, extraction_config=_CONFIG, fallback_mode="no_fallback", parsing_timeout=None))
 
