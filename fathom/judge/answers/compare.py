@@ -82,9 +82,7 @@ def same_answer(gold: Answer, answer: Answer, leaf: Leaf) -> bool | None:
         case (Time(hour, 0), Value()) | (Value(), Time(hour, 0)):
             plain = gold if isinstance(gold, Value) else answer
             return isinstance(plain, Value) and plain.unit is None and plain.tree == num(hour)
-        case (Ratio(members), Value()) | (Value(), Ratio(members)) if (
-            _time(gold) or _time(answer) or members[0].tree == num(0)
-        ):
+        case (Ratio(members), Value()) | (Value(), Ratio(members)) if members[0].tree == num(0):
             return False
         case Residue(), Residue():
             return _residues(gold, answer, leaf)
