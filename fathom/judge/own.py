@@ -62,7 +62,7 @@ class OwnReward:
         self._pool = Pool("fathom.judge.own:call", 1, timeout_s, memory_mb)
 
     def __call__(self, answered: Sequence[Answered]) -> list[float | None]:
-        """One value per completion. FathomError where it breaks on the first few alone, or returns what is no reward."""
+        """One value per completion. FathomError where it breaks on the first few, or returns what is no reward."""
         self.broken = {}
         whole = self._call([answered])[0]
         if isinstance(whole, list):
@@ -70,8 +70,8 @@ class OwnReward:
         first = self._call([[one] for one in answered[:_FIRST]]) if len(answered) > 1 else [whole]
         if not any(isinstance(one, list) for one in first):  # each of the others would take as long to say the same
             raise FathomError(
-                f"reward {self.name} broke on all of the first {len(first)} completions: {first[0]}; mend the function, "
-                "or give it more with timeout_s and memory_mb"
+                f"reward {self.name} broke on all of the first {len(first)} completions: {first[0]}; mend the "
+                "function, or give it more with timeout_s and memory_mb"
             )
         values: list[float | None] = []
         for place, one in enumerate([*first, *self._call([[one] for one in answered[_FIRST:]])]):

@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 def main(target: str, memory_mb: int, timeout_s: float) -> None:
     """Keeps a server for `target` ("module:function") until standard input ends.
 
-    SIGUSR1 kills the server, which is replaced. At SIGTERM, and when the other end of standard input is closed, as it also is when the
-    parent is killed, the whole process group ends: keeper, server, and what the target may have started.
+    SIGUSR1 kills the server, which is replaced. At SIGTERM, and when the other end of standard input is closed, as it
+    also is when the parent is killed, the whole process group ends: keeper, server, and what the target has started.
     """
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # a library that prints must not write into the protocol

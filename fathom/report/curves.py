@@ -89,8 +89,8 @@ CHARTS = (
     Chart(
         "Not judged",
         (Curve("judge_failed", "judge broke", "failed"), Curve("no_reward", "left its group", "warm")),
-        "share of samples on which the judge or a reward broke, and of those without a reward: they are left out of their "
-        "groups, never scored 0",
+        "share of samples on which the judge or a reward broke, and of those without a reward: they leave their groups "
+        "and are never scored 0",
         unit="%",
     ),
     Chart("Clipped", (Curve("clip_share", "clipped", "wrong"),), "share of tokens whose ratio was clipped", unit="%"),

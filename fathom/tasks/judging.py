@@ -163,4 +163,7 @@ def reward_groups(
     sums = iter(total(parts, rewards.weights))
     each = iter([{name: values[i] for name, values in parts.items()} for i in range(len(answered))])
     return (
-        [list(islice(sums, len(group))) for group in groups], [list(islice(each, len(group))) for group in groups], failed)
+        [list(islice(sums, len(group))) for group in groups],
+        [list(islice(each, len(group))) for group in groups],
+        failed,
+    )
