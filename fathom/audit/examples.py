@@ -43,12 +43,8 @@ FAULTS = {
 }
 
 
-def faults(tokenizer: Tokenizer, chat: Sequence[Message]) -> dict[str, str]:
+def faults(tokenizer: Tokenizer, chat: Sequence[Message], encoded: Encoded) -> dict[str, str]:
     """What is wrong with a chat as it would be trained: names of FAULTS with a word about this chat."""
-    try:
-        encoded = tokenizer.chat(chat)
-    except FathomError as error:
-        return {"empty mask" if "nothing would be trained" in str(error) else "template": str(error)}
     found: dict[str, str] = {}
     answers = [message for message in chat if message.role == "assistant"]
     if any(not message.text.strip() for message in answers):
@@ -94,6 +90,12 @@ class _Seen:
     where: dict[str, str] = field(default_factory=dict)
     shown: Encoded | None = None
 
+    def note(self, name: str, found: Mapping[str, str]) -> None:
+        """Counts the faults found in the record called `name`."""
+        for fault, said in found.items():
+            self.faults[fault] += 1
+            self.where.setdefault(fault, f"{name}: {said}")
+
 
 def check_source(
     stage: str, spec: str | Mapping[str, Any], number: int, tokenizer: Tokenizer | None, longest: int | None
@@ -126,13 +128,13 @@ def _look(tokenizer: Tokenizer, example: Example, name: str, longest: int | None
         tokens = len(tokenizer.document(example).tokens)
     else:
         seen.chats += 1
-        found = faults(tokenizer, example)
-        for fault, said in found.items():
-            seen.faults[fault] += 1
-            seen.where.setdefault(fault, f"{name}: {said}")
-        if "template" in found or "empty mask" in found:
+        try:
+            encoded = tokenizer.chat(example)
+        except FathomError as error:
+            fault = "empty mask" if "nothing would be trained" in str(error) else "template"
+            seen.note(name, {fault: str(error)})
             return
-        encoded = tokenizer.chat(example)
+        seen.note(name, faults(tokenizer, example, encoded))
         tokens = len(encoded.tokens)
         if seen.shown is None:
             seen.shown = encoded

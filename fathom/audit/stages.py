@@ -6,6 +6,7 @@ import difflib
 import itertools
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from fathom.core.errors import FathomError
 from fathom.model.pretrained import locate
 from fathom.model.tokenizer import Tokenizer
 from fathom.recipes import Recipe, Stage, load
-from fathom.tasks.examples import load_source
+from fathom.tasks.examples import Example, load_source
 from fathom.tasks.rows import BadRow
 from fathom.tasks.task import Split, Task, load_task
 
@@ -131,19 +132,17 @@ class _Audit:
             yield check_control(stage, found)
 
     def _find(self, place: Path) -> tuple[Tokenizer | None, str]:
-        made = self.stages.get(place)
-        if (place / "tokenizer.json").is_file():
-            if disk.is_complete(place):
-                disk.verify(place)
-            return Tokenizer.load(place), f"{place}: {Tokenizer.load(place).vocab_size} tokens"
-        if made is None:
-            located = locate(place)
-            if (located / "tokenizer.json").is_file():
-                return Tokenizer.load(located), f"{located}"
-            if located.suffix == ".gguf":
-                from fathom.model import gguf
+        made, located = self.stages.get(place), locate(place)
+        if located.suffix == ".gguf":
+            from fathom.model import gguf
 
-                return Tokenizer.load(gguf.directory(located)), f"{located}"
+            located = gguf.directory(located)
+        if (located / "tokenizer.json").is_file():
+            if disk.is_complete(located):
+                disk.verify(located)
+            found = Tokenizer.load(located)
+            return found, f"{located}: {found.vocab_size} tokens"
+        if made is None:
             return None, f"{place}: no tokenizer.json there"
         cfg: Any = made.settings
         if made.system == "tokenizer":
@@ -180,12 +179,7 @@ class _Audit:
             return
         if _records_to_come(entry):
             return
-        source = load_source(entry, 0)
-        for record in itertools.islice(source.records(), QUESTIONS):
-            try:
-                example = source.example(record)
-            except BadRow:  # counted where the rows of this source are looked at
-                continue
+        for example in _examples(entry, QUESTIONS):
             if not isinstance(example, str):
                 yield from (message.text for message in example if message.role == "user")
 
@@ -216,10 +210,13 @@ def _records_to_come(entry: str | Mapping[str, Any]) -> bool:
 
 def _texts(data: tuple[Any, ...]) -> Iterator[str]:
     for entry in data:
-        source = load_source(entry, 0)
-        for record in source.records():
-            try:
-                example = source.example(record)
-            except BadRow:  # counted where the rows of this source are looked at
-                continue
+        for example in _examples(entry, None):
             yield example if isinstance(example, str) else "\n".join(message.text for message in example)
+
+
+def _examples(entry: str | Mapping[str, Any], rows: int | None) -> Iterator[Example]:
+    """What the first `rows` rows of a source give; bad ones are counted where the rows are looked at."""
+    source = load_source(entry, 0)
+    for record in itertools.islice(source.records(), rows):
+        with suppress(BadRow):
+            yield source.example(record)

@@ -66,8 +66,12 @@ def device() -> str:
                 break
     except OSError:
         model = f" ({platform.processor()})" if platform.processor() else ""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return ", ".join([f"{platform.machine()}, {cores} cores{model}", *_cards()])
+    return ", ".join([f"{platform.machine()}, {cores()} cores{model}", *_cards()])
+
+
+def cores() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peak_memory() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -59,6 +59,15 @@ class Verdict:
         """FAILED: no score, so that nobody can mistake it for a zero."""
         return cls(Outcome.FAILED, None, reason, answer)
 
+    def to_json(self) -> list[Any]:
+        """A JSON value that `from_json` restores."""
+        return [self.outcome.value, self.score, self.reason, self.answer]
+
+    @classmethod
+    def from_json(cls, value: Sequence[Any]) -> Verdict:
+        """Reads what `to_json` wrote."""
+        return cls(*value)
+
 
 @dataclass(frozen=True)
 class Answered:
@@ -78,11 +87,10 @@ class Answered:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON value that `from_json` restores."""
-        v = self.verdict
         return {
             "prompt": [message.to_json() for message in self.prompt],
             "text": self.text,
-            "verdict": [v.outcome.value, v.score, v.reason, v.answer],
+            "verdict": self.verdict.to_json(),
             "finish": self.finish,
             "tokens": self.tokens,
             "limit": self.limit,
@@ -94,5 +102,4 @@ class Answered:
         """Reads what `to_json` wrote."""
         rest = {name: value[name] for name in ("text", "finish", "tokens", "limit", "problem")}
         prompt = tuple(Message.from_json(message) for message in value["prompt"])
-        outcome, *said = value["verdict"]
-        return cls(prompt=prompt, verdict=Verdict(Outcome(outcome), *said), **rest)
+        return cls(prompt=prompt, verdict=Verdict.from_json(value["verdict"]), **rest)

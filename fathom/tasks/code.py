@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,9 +17,9 @@ from fathom.judge.verdict import Verdict
 from fathom.tasks import rows
 from fathom.tasks.code_formats import FIELDS, FORMATS, Choices, checks_of, form_of, question_of, read
 from fathom.tasks.formats import LOOKED_AT, Format
-from fathom.tasks.hub import Declared
+from fathom.tasks.hub import CODE, Declared
 from fathom.tasks.maths import FileTask
-from fathom.tasks.task import Problem
+from fathom.tasks.task import Problem, check_options
 
 FEW_CHECKS = 5  # with fewer, a program that answers these alone is found before one that solves the problem
 
@@ -67,7 +66,7 @@ class CodeTask(FileTask):
         self._choices = Choices(min_tests, tolerance)
         super().__init__(
             data, test=test, test_rows=test_rows, test_share=test_share, config=config, split=split, revision=revision)
-        self.name = f"code:{data}"
+        self.name = f"{CODE}{data}"
         self._code_judge = CodeJudge(
             workers=workers,
             limits=Limits(cpu_s=time_s, wall_s=WALL * time_s, memory_mb=memory_mb),
@@ -80,14 +79,10 @@ class CodeTask(FileTask):
     @classmethod
     def load(cls, name: str, options: dict[str, Any]) -> CodeTask:
         """The task of "code:DATA", or of "code" with the option `data`; UsageError names an option that is none."""
-        data = name.removeprefix("code:") if ":" in name else options.pop("data", "")
+        data = name.removeprefix(CODE) if ":" in name else options.pop("data", "")
         if not isinstance(data, str) or not data:
             raise UsageError(f"{name}: no data; name them as code:path/to/problems.jsonl")
-        own = list(cls.__init__.__kwdefaults__ or ())
-        if unknown := [option for option in options if option not in own]:
-            near = difflib.get_close_matches(unknown[0], own, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"a code task has {', '.join(own)}"
-            raise UsageError(f"code:{data}: {unknown[0][:80]}: no such option; {hint}")
+        check_options(f"{CODE}{data}", options, cls, "a code task")
         return cls(data, **options)
 
     def judge(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:

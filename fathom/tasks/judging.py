@@ -80,13 +80,13 @@ def judge_groups(
     if journal is not None:
         for key in dict.fromkeys(keys):
             if (stored := journal.get(key)) is not None:
-                known[key] = Verdict(Outcome(stored[0]), *stored[1:])
+                known[key] = Verdict.from_json(stored)
     for name, task in by_name.items():
         fresh = {key: item for key, item in zip(keys, flat, strict=True) if key not in known and item[0].task == name}
         verdicts = dict(zip(fresh, judged(task, list(fresh.values())), strict=True)) if fresh else {}
         known |= verdicts
         if journal is not None:
-            journal.put_many({k: [v.outcome.value, v.score, v.reason, v.answer] for k, v in verdicts.items()})
+            journal.put_many({key: verdict.to_json() for key, verdict in verdicts.items()})
     row = iter(keys)
     return [[known[key] for key in islice(row, len(group))] for group in groups]
 

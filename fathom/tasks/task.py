@@ -109,13 +109,13 @@ def load_task(spec: str | Mapping[str, Any]) -> Task:
         from fathom.tasks.gym import GymTask
 
         return GymTask(name.removeprefix("gym:"), **options)  # it refuses unknown options itself
-    if name == "code" or name.startswith("code:"):
-        from fathom.tasks.code import CodeTask
-
-        return CodeTask.load(name, options)
     from fathom.tasks import hub
     from fathom.tasks.rows import SUFFIXES
 
+    if name == "code" or name.startswith(hub.CODE):
+        from fathom.tasks.code import CodeTask
+
+        return CodeTask.load(name, options)
     if hub.is_data(name):
         return _file_task(name, hub.DECLARED.get(name), options)
     if ":" not in name:
@@ -137,15 +137,20 @@ def load_task(spec: str | Mapping[str, Any]) -> Task:
     return thing
 
 
+def check_options(name: str, options: Mapping[str, Any], kind: type, what: str) -> None:
+    """Raises UsageError for an option of the task `name` that its class `kind`, called `what`, does not take."""
+    own = list(kind.__init__.__kwdefaults__ or ())  # type: ignore[misc]
+    if unknown := [option for option in options if option not in own]:
+        near = difflib.get_close_matches(unknown[0], own, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"{what} has {', '.join(own)}"
+        raise UsageError(f"{name}: {unknown[0][:80]}: no such option; {hint}")
+
+
 def _file_task(name: str, declared: Declared | None, options: dict[str, Any]) -> Task:
     from fathom.tasks.maths import FileTask
 
     data = options.pop("data", name) if declared is not None else name
-    own = list(FileTask.__init__.__kwdefaults__ or ())
-    if unknown := [option for option in options if option not in own]:
-        near = difflib.get_close_matches(unknown[0], own, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"a problem file has {', '.join(own)}"
-        raise UsageError(f"{name}: {unknown[0][:80]}: no such option; {hint}")
+    check_options(name, options, FileTask, "a problem file")
     if not isinstance(data, str):
         raise UsageError(f"{name}: data={data!r:.80}: must be a path; name the file of training problems")
     task = FileTask(data, declared, **options)

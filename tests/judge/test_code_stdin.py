@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -166,7 +167,7 @@ def test_outputs_of_many_programs_are_held_a_few_at_a_time(
 
 
 def test_no_more_programs_at_once_than_processors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(code.os, "sched_getaffinity", lambda pid: {0, 3}, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3}, raising=False)
     assert CodeJudge(workers=64).workers == 2 and CodeJudge(workers=1).workers == 1
 
 

@@ -145,7 +145,6 @@ def split(text: str, separator: re.Pattern[str]) -> list[tuple[str, str]]:
 
 def balanced(text: str) -> bool:
     """Whether every bracket that opens closes, of whatever kind."""
-    depth = 0
     depth, token = 0, ""
     for _, last, level in tokens(text):
         depth, token = level, last

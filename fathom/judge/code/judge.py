@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import builtins
 import math
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self, TypeVar, get_args
 
+from fathom.core import machine
 from fathom.core.errors import UsageError
 from fathom.judge.code.calls import Told, ending, pair, plain, said
 from fathom.judge.code.names import is_module, names
@@ -202,7 +202,7 @@ class CodeJudge:
             )
         if most_tests is not None and (isinstance(most_tests, bool) or most_tests < 1):
             raise UsageError(f"most_tests={most_tests!r:.80}: must be ≥ 1; leave it out to run all tests")
-        self.workers, self.limits, self.most_tests = min(workers, _processors()), limits or Limits(), most_tests
+        self.workers, self.limits, self.most_tests = min(workers, machine.cores()), limits or Limits(), most_tests
         self._share = credit == "share"
         self.preload, self.require_level = tuple(dict.fromkeys((*PRELOAD, *preload))), require_level
         self._sandbox: Sandbox | None = None
@@ -312,10 +312,6 @@ class CodeJudge:
         if self._sandbox is None:
             self._sandbox = Sandbox(workers=self.workers, preload=self.preload, require_level=self.require_level)
         return self._sandbox
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _starved(ran: Ran) -> bool:
