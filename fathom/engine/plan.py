@@ -32,7 +32,6 @@ from fathom.model.attention import GroupedQueryAttention, LatentAttention, RMSNo
 from fathom.model.layout import Cache, Layout
 from fathom.model.lora import effective_weight
 from fathom.model.moe import MoE, SwiGLU
-from fathom.model.rope import angles
 from fathom.model.transformer import Block, Transformer
 
 DENSE_WORK = 1e6  # rows × width × expert width × the share of experts not chosen, up to which dense is faster
@@ -56,10 +55,12 @@ Part = Callable[[Tensor, Step], Tensor]  # a normalised input [B, D] ↦ a contr
 
 
 class Product:
-    """x [B, I] ↦ x Wᵀ [B, O], W [O, I] packed for exactly `rows` rows; for rows=None transposed, whatever the rows."""
+    """x [B, I] ↦ x Wᵀ + b [B, O], W [O, I] packed for exactly `rows` rows; for rows=None transposed, whatever the rows."""
 
-    def __init__(self, weight_OI: Tensor, rows: int | None, place: Tensor | None = None):
-        self.weight, self.rows = weight_OI, rows
+    def __init__(
+        self, weight_OI: Tensor, rows: int | None, place: Tensor | None = None, bias_O: Tensor | None = None
+    ):
+        self.weight, self.rows, self.bias = weight_OI, rows, bias_O
         self.packed = self.turned = None
         if rows is None:
             # a compiled graph reads from where it read before
@@ -74,9 +75,9 @@ class Product:
             return x @ self.turned
         if self.packed is not None:
             assert len(x) == self.rows
-            y: Tensor = torch.ops.mkl._mkl_linear(x, self.packed, self.weight, None, self.rows)
+            y: Tensor = torch.ops.mkl._mkl_linear(x, self.packed, self.weight, self.bias, self.rows)
             return y
-        return F.linear(x, self.weight)  # one row is a matter of bandwidth, which no order of weights helps
+        return F.linear(x, self.weight, self.bias)  # one row is a matter of bandwidth, which no order of weights helps
 
 
 class Plan:
@@ -125,10 +126,8 @@ class Plan:
         return self.model.logits(self.model(token_B, layout))
 
     def _every_angle(self, positions_B: Tensor) -> tuple[Tensor, Tensor]:
-        config = self.model.config
-        channels = config.qk_rope_head_dim if config.attention == "mla" else config.head_dim
-        cos, sin = angles(positions_B, channels, config.rope_theta, torch.float32)
-        if config.rope_interleave:
+        cos, sin = self.model.rotary(positions_B, torch.float32)
+        if self.model.config.rope_interleave:
             cos, sin = cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1)
         else:
             cos, sin = torch.cat((cos, cos), -1), torch.cat((sin, sin), -1)
@@ -159,10 +158,10 @@ class Plan:
         if self._parts is None or not self.compiled:  # else they read where the weights have just been put
             self._parts, self._last, self._head = parts, last, head
 
-    def _product(self, name: str, *weights: Tensor) -> Product:
+    def _product(self, name: str, *weights: Tensor, bias: Tensor | None = None) -> Product:
         """One product for weights that are multiplied by the same rows."""
         weight = torch.cat(weights) if len(weights) > 1 else weights[0].detach().contiguous()
-        product = Product(weight, None if self.compiled else self._rows, self._places.get(name))
+        product = Product(weight, None if self.compiled else self._rows, self._places.get(name), bias)
         if product.turned is not None:
             self._keep(name, product.turned)
         return product
@@ -224,16 +223,29 @@ class Plan:
 
     def _grouped(self, layer: int, attention: GroupedQueryAttention) -> Part:
         heads, groups, width = attention.heads, attention.groups, attention.width
-        q, k, v = (effective_weight(m) for m in (attention.q_proj, attention.k_proj, attention.v_proj))
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        q, k, v = (effective_weight(m) for m in projections)
         qk = torch.cat((q, k))
-        turned = _turned(qk.view(heads + groups, width, -1), attention.interleave).flatten(0, 1)
-        product, out = self._product(f"{layer}.qkv", qk, v, turned), self._product(
+        weights, bias = [qk, v], [m.bias.detach() for m in projections if m.bias is not None]
+        norms = None
+        if attention.q_norm is not None and attention.k_norm is not None:  # what is turned is what the norm gives
+            norms = self._norm(f"{layer}.q_norm", attention.q_norm), self._norm(f"{layer}.k_norm", attention.k_norm)
+        else:  # the turned copies come out of the product too
+            weights.append(_turned(qk.view(heads + groups, width, -1), attention.interleave).flatten(0, 1))
+            if bias:
+                turning = torch.cat(bias[:2]).view(heads + groups, width, 1)
+                bias.append(_turned(turning, attention.interleave).flatten())
+        product, out = self._product(f"{layer}.qkv", *weights, bias=torch.cat(bias) if bias else None), self._product(
             f"{layer}.o", effective_weight(attention.o_proj))
 
         def part(x_BD: Tensor, step: Step) -> Tensor:
-            all_BHC = product(x_BD).view(-1, 2 * (heads + groups) + groups, width)
+            all_BHC = product(x_BD).view(len(x_BD), -1, width)
             qkv_BHC, turned_BHC = all_BHC[:, : heads + 2 * groups], all_BHC[:, heads + 2 * groups:]
-            qk_BHC = step.turn(qkv_BHC[:, : heads + groups], turned_BHC)
+            straight_BHC = qkv_BHC[:, : heads + groups]
+            if norms is not None:
+                straight_BHC = torch.cat((norms[0](straight_BHC[:, :heads]), norms[1](straight_BHC[:, heads:])), dim=1)
+                turned_BHC = _turned(straight_BHC[..., None], attention.interleave)[..., 0]
+            qk_BHC = step.turn(straight_BHC, turned_BHC)
             remember(step.layout, layer, qk_BHC[:, heads:], qkv_BHC[:, heads + groups:])
             return out(attention._cached(qk_BHC[:, :heads], step.layout, layer).flatten(1))
 

@@ -18,6 +18,8 @@ from fathom.model.layout import Layout
 from fathom.model.lora import effective_weight
 from fathom.model.rope import rotate
 
+LATENT_EPS = 1e-6  # of the latents' norms, whatever the config says of the others: so in the released code
+
 
 class RMSNorm(nn.Module):
     """x / rms(x) · weight, computed in FP32."""
@@ -117,17 +119,17 @@ class LatentAttention(nn.Module):
         self.heads = config.num_attention_heads
         self.nope, self.rope, self.v_dim = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
         self.latent, self.interleave = config.kv_lora_rank, config.rope_interleave
-        self.scale = config.qk_head_dim**-0.5
+        self.scale = config.softmax_scale
         width = self.heads * config.qk_head_dim
         if config.q_lora_rank is None:
             self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
         else:
             self.q_a_proj = nn.Linear(config.hidden_size, config.q_lora_rank, bias=False)
-            self.q_a_layernorm = RMSNorm(config.q_lora_rank, config.rms_norm_eps)
+            self.q_a_layernorm = RMSNorm(config.q_lora_rank, LATENT_EPS)
             self.q_b_proj = nn.Linear(config.q_lora_rank, width, bias=False)
         self.compress_query = config.q_lora_rank is not None
         self.kv_a_proj_with_mqa = nn.Linear(config.hidden_size, self.latent + self.rope, bias=False)
-        self.kv_a_layernorm = RMSNorm(self.latent, config.rms_norm_eps)
+        self.kv_a_layernorm = RMSNorm(self.latent, LATENT_EPS)
         self.kv_b_proj = nn.Linear(self.latent, self.heads * (self.nope + self.v_dim), bias=False)
         self.o_proj = nn.Linear(self.heads * self.v_dim, config.hidden_size, bias=False)
 
@@ -167,21 +169,28 @@ class LatentAttention(nn.Module):
 
 
 class GroupedQueryAttention(nn.Module):
-    """Attention with fewer key/value heads than query heads (Llama, Qwen2, SmolLM2); caches rotated keys and values."""
+    """Attention with fewer key/value heads than query heads (Llama, Qwen2, Qwen3, SmolLM2); caches rotated keys and
+    values."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.heads, self.groups, self.width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        self.interleave, self.scale = config.rope_interleave, config.head_dim**-0.5
-        self.q_proj = nn.Linear(config.hidden_size, self.heads * self.width, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, self.groups * self.width, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, self.groups * self.width, bias=False)
+        self.interleave, self.scale = config.rope_interleave, config.softmax_scale
+        bias = config.qkv_bias
+        self.q_proj = nn.Linear(config.hidden_size, self.heads * self.width, bias=bias)
+        self.k_proj = nn.Linear(config.hidden_size, self.groups * self.width, bias=bias)
+        self.v_proj = nn.Linear(config.hidden_size, self.groups * self.width, bias=bias)
+        self.q_norm = RMSNorm(self.width, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.width, config.rms_norm_eps) if config.qk_norm else None
         self.o_proj = nn.Linear(self.heads * self.width, config.hidden_size, bias=False)
 
     def forward(self, x_TD: Tensor, layout: Layout, cos_sin: tuple[Tensor, Tensor], layer: int) -> Tensor:
         """Attention's contribution to the residual stream, [T, D]."""
-        q_THC = rotate(self.q_proj(x_TD).view(-1, self.heads, self.width), cos_sin, self.interleave)
-        k_TGC = rotate(self.k_proj(x_TD).view(-1, self.groups, self.width), cos_sin, self.interleave)
+        q_THC = self.q_proj(x_TD).view(-1, self.heads, self.width)
+        k_TGC = self.k_proj(x_TD).view(-1, self.groups, self.width)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_THC, k_TGC = self.q_norm(q_THC), self.k_norm(k_TGC)
+        q_THC, k_TGC = rotate(q_THC, cos_sin, self.interleave), rotate(k_TGC, cos_sin, self.interleave)
         v_TGC = self.v_proj(x_TD).view(-1, self.groups, self.width)
         remember(layout, layer, k_TGC, v_TGC)
         o_THC = attend(q_THC, k_TGC, v_TGC, layout, self.scale) if layout.past_BS is None else self._cached(

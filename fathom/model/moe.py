@@ -1,10 +1,12 @@
-"""Feed-forward layers: dense SwiGLU, and routed experts with a sigmoid gate balanced without an auxiliary loss."""
+"""Feed-forward layers: dense SwiGLU, and routed experts behind a gate; what keeps their load even."""
 
-# T tokens, D model, E experts, K chosen, I expert width, S sequences
+# T tokens, D model, E experts, K chosen, I expert width, S sequences, G groups of experts (devices)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -30,26 +32,33 @@ class SwiGLU(nn.Module):
 
 
 class Gate(nn.Module):
-    """Chooses K experts per token: sigmoid affinities, with a bias that takes part in the choice only.
+    """Chooses K experts per token and weighs them by their affinity.
 
-    DeepSeek-V3 §2.1.2: the biased affinity picks, the unbiased one, normalised over the chosen, weighs. The bias is an
-    FP32 buffer without gradient or decay; whoever trains moves it once per step (`train.optim.balance_experts`).
+    V2 (§2.1.2–2.1.3): softmax affinities choose and weigh as they are; a token's experts lie in the few groups whose
+    best expert is best. V3 (§2.1.2): sigmoid affinities plus a bias choose, in the groups whose best two sum highest;
+    the unbiased ones, divided by their sum, weigh. The bias is an FP32 buffer without gradient or decay; whoever trains
+    moves it once per step (`train.optim.balance_experts`).
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.chosen, self.scaling = config.num_experts_per_tok, config.routed_scaling_factor
+        self.score: Callable[[Tensor], Tensor] = torch.sigmoid if config.scoring_func == "sigmoid" else _softmax
+        self.normalised, self.groups, self.kept_groups = config.norm_topk_prob, config.n_group, config.topk_group
+        self.judged_by = 2 if config.selection_bias else 1  # experts whose scores make their group's
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
-        self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts, dtype=torch.float32))
-        self.e_score_correction_bias: Tensor
+        bias = torch.zeros(config.n_routed_experts, dtype=torch.float32) if config.selection_bias else None
+        self.register_buffer("e_score_correction_bias", bias)
+        self.e_score_correction_bias: Tensor | None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moves the gate; the bias keeps its type and bits when the weights change theirs (`model.to(bfloat16)`)."""
         exact = self.e_score_correction_bias
         move: Callable[..., nn.Module] = super()._apply
         move(fn, recurse)
-        if self.e_score_correction_bias.dtype != torch.float32:
-            self.e_score_correction_bias = exact.to(self.e_score_correction_bias.device)
+        moved = self.e_score_correction_bias
+        if exact is not None and moved is not None and moved.dtype != torch.float32:
+            self.e_score_correction_bias = exact.to(moved.device)
         return self
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,12 +68,37 @@ class Gate(nn.Module):
 
     def choose(self, logits_TE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The same from the gate's logits."""
-        score_TE = logits_TE.sigmoid()
+        score_TE = self.score(logits_TE)
+        choice_TE = score_TE.detach()
+        if self.e_score_correction_bias is not None:
+            choice_TE = choice_TE + self.e_score_correction_bias
+        if self.kept_groups < self.groups:
+            choice_TE = self._in_best_groups(choice_TE)
         # the order of equal scores must not depend on the machine's mood: top-k of distinct values is all we rely on
-        expert_TK = (score_TE.detach() + self.e_score_correction_bias).topk(self.chosen, dim=-1).indices
+        expert_TK = choice_TE.topk(self.chosen, dim=-1).indices
         weight_TK = score_TE.gather(1, expert_TK)
-        weight_TK = weight_TK / (weight_TK.sum(-1, keepdim=True) + 1e-20) * self.scaling
-        return score_TE, expert_TK, weight_TK
+        if self.normalised:
+            weight_TK = weight_TK / (weight_TK.sum(-1, keepdim=True) + 1e-20)
+        return score_TE, expert_TK, weight_TK * self.scaling
+
+    def _in_best_groups(self, choice_TE: Tensor) -> Tensor:
+        """The choice scores with −∞ outside the best groups: 0 would win against negative biased scores."""
+        choice_TGN = choice_TE.view(len(choice_TE), self.groups, -1)
+        group_TG = choice_TGN.topk(self.judged_by, dim=-1).values.sum(-1)
+        outside_TG = torch.ones_like(group_TG, dtype=torch.bool).scatter_(
+            1, group_TG.topk(self.kept_groups, dim=-1).indices, False)
+        inside_TGN = choice_TGN.masked_fill(outside_TG[..., None], float("-inf"))
+        return inside_TGN.flatten(1)
+
+    def counted(self, score_TE: Tensor, expert_TK: Tensor) -> Tensor:
+        """The experts [T, K] that a balance loss counts: V2 those chosen, V3 (eq. 18) the top K of unbiased scores."""
+        if self.e_score_correction_bias is None:
+            return expert_TK
+        return score_TE.detach().topk(self.chosen, dim=-1).indices
+
+
+def _softmax(logits_TE: Tensor) -> Tensor:
+    return logits_TE.softmax(-1)
 
 
 class Experts(nn.Module):
@@ -162,26 +196,71 @@ class MoE(nn.Module):
         shared = config.n_shared_experts * config.moe_intermediate_size
         self.shared_experts = SwiGLU(config.hidden_size, shared) if shared else None
 
-    def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The layer's output [T, D], the affinities [T, E] and the chosen experts [T, K]."""
+    def forward(self, x_TD: Tensor, dropping: Dropping | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """The layer's output [T, D], the affinities [T, E], the chosen experts [T, K] and, with `dropping`, which of
+        these assignments were carried out [T, K]."""
         score_TE, expert_TK, weight_TK = self.gate(x_TD)
+        kept_TK = None
+        if dropping is not None:
+            kept_TK = within_capacity(
+                score_TE.detach().gather(1, expert_TK), expert_TK, score_TE.shape[1], self.gate.groups, dropping)
+            weight_TK = weight_TK * kept_TK
         y_TD = self.experts(x_TD, expert_TK, weight_TK)
         if self.shared_experts is not None:
             y_TD = y_TD + self.shared_experts(x_TD)
-        return y_TD, score_TE, expert_TK
+        return y_TD, score_TE, expert_TK, kept_TK
 
 
-def sequence_balance(score_TE: Tensor, chosen: int, sequence_T: Tensor, sequences: int) -> Tensor:
-    """Σ_i f_i P_i of each sequence, [S]: 1 when the load is even (DeepSeek-V3 §2.1.2, without its α).
+@dataclass(frozen=True)
+class Dropping:
+    """Token dropping in training (DeepSeek-V2 §2.1.4): how many assignments a device takes, times the even share, and
+    the tokens [T] whose sequences are exempt."""
 
-    f_i counts how often expert i is among the plain top K of the unbiased affinities, as printed in the paper; the
-    gradient flows through P, the mean normalised affinity.
+    capacity: float
+    exempt_T: Tensor
+
+
+def within_capacity(
+    affinity_TK: Tensor, expert_TK: Tensor, experts: int, devices: int, dropping: Dropping
+) -> Tensor:
+    """Which assignments [T, K] their expert's device carries out: those of highest affinity up to its budget, and all
+    of exempt tokens, which use the budget first. Devices hold contiguous, equal ranges of experts.
+
+    What is dropped adds nothing to the layer's output; on one device nothing is saved by it.
     """
-    experts = score_TE.shape[1]
+    assignments = expert_TK.numel()
+    budget = math.ceil(dropping.capacity * assignments / devices)
+    device = (expert_TK // (experts // devices)).flatten()
+    exempt_TK = dropping.exempt_T[:, None].expand_as(expert_TK)
+    first = (affinity_TK + 2 * exempt_TK).flatten()  # affinities are at most 1
+    order = first.argsort(descending=True, stable=True)
+    order = order[device[order].argsort(stable=True)]  # device by device, the highest affinity first
+    sizes = torch.bincount(device, minlength=devices)
+    rank = torch.empty_like(order)
+    starts = torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
+    rank[order] = torch.arange(assignments, device=order.device) - starts
+    return (rank < budget).view_as(expert_TK) | exempt_TK
+
+
+def sequence_balance(
+    score_TE: Tensor, counted_TK: Tensor, sequence_T: Tensor, sequences: int, groups: int = 1, kept_groups: int = 1
+) -> Tensor:
+    """The balance terms of each sequence without their α, [1 or 3, S]; each is 1 when the load is even.
+
+    Σ_i f_i P_i over experts (DeepSeek-V3 eq. 17–20) and, with groups of experts on devices of their own (V2 §2.1.3), Σ_g
+    over devices of the mean f times P, and of the share of tokens sent there times P. f counts the experts `counted_TK` and has no gradient; it flows through P, the mean normalised affinity.
+    """
+    experts, chosen = score_TE.shape[1], counted_TK.shape[1]
     tokens_S1 = torch.bincount(sequence_T, minlength=sequences).clamp(min=1)[:, None]
-    plain_TE = torch.zeros_like(score_TE).scatter_(1, score_TE.detach().topk(chosen, dim=-1).indices, 1.0)
+    took_TE = torch.zeros_like(score_TE).scatter_(1, counted_TK, 1.0)
     zero_SE = score_TE.new_zeros(sequences, experts)
-    f_SE = zero_SE.index_add(0, sequence_T, plain_TE) * experts / (chosen * tokens_S1)
-    share_TE = score_TE / score_TE.sum(-1, keepdim=True)
-    p_SE = zero_SE.index_add(0, sequence_T, share_TE) / tokens_S1
-    return (f_SE * p_SE).sum(-1)
+    f_SE = zero_SE.index_add(0, sequence_T, took_TE) * experts / (chosen * tokens_S1)
+    p_SE = zero_SE.index_add(0, sequence_T, score_TE / score_TE.sum(-1, keepdim=True)) / tokens_S1
+    terms = [(f_SE * p_SE).sum(-1)]
+    if groups > 1:
+        p_SG = p_SE.view(sequences, groups, -1).sum(-1)
+        terms.append((f_SE.view(sequences, groups, -1).mean(-1) * p_SG).sum(-1))
+        sent_TG = took_TE.view(len(took_TE), groups, -1).amax(-1)
+        sent_SG = zero_SE[:, :groups].index_add(0, sequence_T, sent_TG) * groups / (kept_groups * tokens_S1)
+        terms.append((sent_SG * p_SG).sum(-1))
+    return torch.stack(terms)

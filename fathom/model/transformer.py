@@ -13,21 +13,41 @@ from torch.utils.checkpoint import checkpoint
 from fathom.model.attention import GroupedQueryAttention, LatentAttention, RMSNorm
 from fathom.model.config import ModelConfig
 from fathom.model.layout import Layout
-from fathom.model.moe import MoE, SwiGLU, sequence_balance
-from fathom.model.rope import angles
+from fathom.model.moe import Dropping, MoE, SwiGLU, sequence_balance
+from fathom.model.rope import Rotary
 
 
 @dataclass
 class Routing:
     """What the routers did in one forward pass.
 
-    `counts[layer]` is [E], the number of tokens each expert got, as integers; `balance` is [S], Σ f·P summed over
-    layers, differentiable, where `balanced` asks for it. Filled outside of recomputed code: nothing is counted twice.
+    `counts[layer]` is [E], the number of tokens each expert got, as integers; `balance` is [1 or 3, S], the terms of
+    `moe.sequence_balance` summed over layers, differentiable, where `balanced` asks for it; `dropped` is the number of
+    assignments that `dropping` discarded. Filled outside of recomputed code: nothing is counted twice.
     """
 
     balanced: bool = False
+    dropping: Dropping | None = None
     counts: dict[int, Tensor] = field(default_factory=dict)
     balance: Tensor | None = None
+    dropped: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a block is asked about its router."""
+
+    balanced: bool
+    dropping: Dropping | None
+
+
+@dataclass(frozen=True)
+class Routed:
+    """A block's answer: tokens by expert [E], balance terms [1 or 3, S], dropped assignments; None where not asked."""
+
+    counts_E: Tensor | None = None
+    balance_S: Tensor | None = None
+    dropped: Tensor | None = None
 
 
 class Block(nn.Module):
@@ -35,25 +55,30 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
-        self.layer, self.chosen = layer, config.num_experts_per_tok
+        self.layer = layer
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = LatentAttention(config) if config.attention == "mla" else GroupedQueryAttention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MoE(config) if config.is_moe(layer) else SwiGLU(config.hidden_size, config.intermediate_size)
 
     def forward(
-        self, x_TD: Tensor, layout: Layout, cos_sin: tuple[Tensor, Tensor], counted: bool, balanced: bool
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The new residual stream and, where asked and the layer has experts, their counts [E] and balance [S]."""
+        self, x_TD: Tensor, layout: Layout, cos_sin: tuple[Tensor, Tensor], asked: Asked | None = None
+    ) -> tuple[Tensor, Routed]:
+        """The new residual stream and, where asked and the layer has experts, what the router did."""
         x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), layout, cos_sin, self.layer)
         h_TD = self.post_attention_layernorm(x_TD)
         if not isinstance(self.mlp, MoE):
-            return x_TD + self.mlp(h_TD), None, None
-        y_TD, score_TE, expert_TK = self.mlp(h_TD)
-        counts_E = torch.bincount(expert_TK.flatten(), minlength=score_TE.shape[1]) if counted else None
-        balance_S = sequence_balance(
-            score_TE, self.chosen, layout.sequence_T, layout.sequences) if balanced else None
-        return x_TD + y_TD, counts_E, balance_S
+            return x_TD + self.mlp(h_TD), Routed()
+        y_TD, score_TE, expert_TK, kept_TK = self.mlp(h_TD, asked.dropping if asked else None)
+        if asked is None:
+            return x_TD + y_TD, Routed()
+        gate = self.mlp.gate
+        return x_TD + y_TD, Routed(
+            torch.bincount(expert_TK.flatten(), minlength=score_TE.shape[1]),
+            sequence_balance(score_TE, gate.counted(score_TE, expert_TK), layout.sequence_T, layout.sequences,
+                             gate.groups, gate.kept_groups) if asked.balanced else None,
+            None if kept_TK is None else (~kept_TK).sum(),
+        )
 
 
 class MultiTokenPrediction(nn.Module):
@@ -82,7 +107,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: ModelConfig, recompute: bool = False):
         super().__init__()
-        self.config, self.recompute = config, recompute
+        self.config, self.recompute, self.rotary = config, recompute, Rotary(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -97,20 +122,21 @@ class Transformer(nn.Module):
         """The same model with fresh weights: normal with the config's standard deviation, norms at one, biases zero."""
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for parameter in self.parameters():
+            for name, parameter in self.named_parameters():
                 if parameter.dim() == 1:
-                    parameter.fill_(1.0)
+                    parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
                 else:
                     fresh = torch.empty(parameter.shape).normal_(0, self.config.initializer_range, generator=generator)
                     parameter.copy_(fresh)
         for moe in self.routers().values():
-            moe.gate.e_score_correction_bias.zero_()
+            if moe.gate.e_score_correction_bias is not None:
+                moe.gate.e_score_correction_bias.zero_()
         return self
 
     def forward(self, tokens_T: Tensor, layout: Layout, routing: Routing | None = None) -> Tensor:
         """Hidden states after the final norm, [T, D]; `routing`, where given, is filled with what the routers did."""
         x_TD = self.embed_tokens(tokens_T)
-        cos_sin = self._angles(layout, x_TD.dtype)
+        cos_sin = self.rotary(layout.positions_T, x_TD.dtype)
         for block in self.layers:
             x_TD = self._run(block, x_TD, layout, cos_sin, routing)
         hidden_TD: Tensor = self.norm(x_TD)
@@ -121,7 +147,7 @@ class Transformer(nn.Module):
         module = self.mtp[0]
         assert isinstance(module, MultiTokenPrediction)
         x_TD = module.join(self.embed_tokens(next_T), hidden_TD)
-        cos_sin = self._angles(layout, x_TD.dtype)
+        cos_sin = self.rotary(layout.positions_T, x_TD.dtype)
         further_TD: Tensor = module.norm(self._run(module.block, x_TD, layout, cos_sin, routing))
         return further_TD
 
@@ -135,23 +161,20 @@ class Transformer(nn.Module):
         blocks = (module for module in self.modules() if isinstance(module, Block))
         return {block.layer: block.mlp for block in blocks if isinstance(block.mlp, MoE)}
 
-    def _angles(self, layout: Layout, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        config = self.config
-        channels = config.qk_rope_head_dim if config.attention == "mla" else config.head_dim
-        return angles(layout.positions_T, channels, config.rope_theta, dtype)
-
     def _run(
         self, block: nn.Module, x_TD: Tensor, layout: Layout, cos_sin: tuple[Tensor, Tensor], routing: Routing | None
     ) -> Tensor:
-        asked = (routing is not None, routing is not None and routing.balanced)
+        asked = None if routing is None else Asked(routing.balanced, routing.dropping)
+        routed: Routed
         if self.recompute and torch.is_grad_enabled():
-            out = checkpoint(block, x_TD, layout, cos_sin, *asked, use_reentrant=False)
+            x_TD, routed = checkpoint(block, x_TD, layout, cos_sin, asked, use_reentrant=False)
         else:
-            out = block(x_TD, layout, cos_sin, *asked)
-        x_TD, counts_E, balance_S = out
-        if routing is not None and counts_E is not None:
+            x_TD, routed = block(x_TD, layout, cos_sin, asked)
+        if routing is not None and routed.counts_E is not None:
             assert isinstance(block, Block)
-            routing.counts[block.layer] = counts_E
-            if balance_S is not None:
-                routing.balance = balance_S if routing.balance is None else routing.balance + balance_S
+            routing.counts[block.layer] = routed.counts_E
+            if routed.balance_S is not None:
+                routing.balance = routed.balance_S if routing.balance is None else routing.balance + routed.balance_S
+            if routed.dropped is not None:
+                routing.dropped = routed.dropped if routing.dropped is None else routing.dropped + routed.dropped
         return x_TD

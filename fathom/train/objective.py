@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fathom.model.head import log_probabilities, weighted_log_probability
+from fathom.model.moe import Dropping
 from fathom.model.transformer import Routing, Transformer
 from fathom.train.batch import Batch
 
@@ -23,12 +24,18 @@ class Loss:
     routing: Routing = field(default_factory=Routing)
 
 
-def next_token(model: Transformer, batch: Batch, mtp: float = 0.0, balance: float = 0.0) -> Loss:
-    """Cross-entropy of the next token, + `mtp` × that of the token after it, + `balance` × Σ f·P per sequence.
+def next_token(
+    model: Transformer, batch: Batch, mtp: float = 0.0, balance: float = 0.0, *, device_balance: float = 0.0,
+    communication_balance: float = 0.0, dropping: Dropping | None = None,
+) -> Loss:
+    """Cross-entropy of the next token, + `mtp` × that of the token after it, + the balance losses per sequence.
 
-    DeepSeek-V3 §2.2 (eq. 24–25: the second term is divided by the same token count as the first), §2.1.2 (eq. 17–20).
+    DeepSeek-V3 §2.2 (eq. 24–25: the second term is divided by the same token count as the first), §2.1.2 (eq. 17–20);
+    V2 §2.1.3 for α1 = `balance`, α2 = `device_balance`, α3 = `communication_balance`, §2.1.4 for `dropping`.
     """
-    routing = Routing(balanced=balance > 0)
+    alphas = {"loss_balance": balance, "loss_device_balance": device_balance,
+              "loss_communication_balance": communication_balance}
+    routing = Routing(balanced=any(alphas.values()), dropping=dropping)
     hidden = model(batch.tokens, batch.layout, routing)
     loss_next = _cross_entropy(model, hidden, batch.targets, batch.weight)
     total, parts = loss_next, {"loss_next": loss_next.detach()}
@@ -40,10 +47,14 @@ def next_token(model: Transformer, batch: Batch, mtp: float = 0.0, balance: floa
         loss_mtp = _cross_entropy(model, further, batch.targets.roll(-1), weight)
         total = total + mtp * loss_mtp
         parts["loss_mtp"] = loss_mtp.detach()
-    if balance and routing.balance is not None:
-        loss_balance = (routing.balance * batch.sequence_weight).sum()
-        total = total + balance * loss_balance
-        parts["loss_balance"] = loss_balance.detach()
+    if routing.balance is not None:
+        for (name, alpha), term_S in zip(alphas.items(), routing.balance, strict=False):  # one group has no terms between
+            if alpha:
+                term = (term_S * batch.sequence_weight).sum()
+                total = total + alpha * term
+                parts[name] = term.detach()
+    if routing.dropped is not None:
+        parts["dropped"] = routing.dropped
     return Loss(total, {"loss": total.detach(), **parts}, routing)
 
 

@@ -95,8 +95,9 @@ class Optimiser:
 @torch.no_grad()
 def balance_experts(model: Transformer, counts: dict[int, Tensor], speed: float) -> None:
     """Moves each layer's selection biases by ±`speed`: up where an expert got fewer tokens than the mean, down where
-    more. `counts[layer]` is [E] integers over the whole step (DeepSeek-V3 §2.1.2)."""
+    more, where the gate has one. `counts[layer]` is [E] integers over the whole step (DeepSeek-V3 §2.1.2)."""
     for layer, moe in model.routers().items():
-        if (count := counts.get(layer)) is not None:
+        bias = moe.gate.e_score_correction_bias
+        if bias is not None and (count := counts.get(layer)) is not None:
             load = count.to(torch.float64)
-            moe.gate.e_score_correction_bias += speed * (load.mean() - load).sign().float()
+            bias += speed * (load.mean() - load).sign().float()

@@ -9,9 +9,22 @@ from fathom.model.config import ModelConfig
 from fathom.model.layout import Cache, Layout
 from fathom.model.moe import MoE
 from fathom.model.transformer import Transformer
-from tests.model.made_models import GQA_DENSE, MLA_LITE, MLA_MOE, assert_within, sharp
+from tests.model.made_models import (
+    GQA_DENSE,
+    LLAMA3,
+    MLA_LITE,
+    MLA_MOE,
+    QWEN2,
+    QWEN3,
+    V2,
+    V2_LITE,
+    V3,
+    assert_within,
+    sharp,
+)
 
-CONFIGS = {"latent, experts": MLA_MOE, "latent, no query latent": MLA_LITE, "grouped, dense": GQA_DENSE}
+CONFIGS = {"latent, experts": MLA_MOE, "latent, no query latent": MLA_LITE, "grouped, dense": GQA_DENSE,
+           "V2": V2, "V2-Lite": V2_LITE, "V3": V3, "Llama 3": LLAMA3, "Qwen2": QWEN2, "Qwen3": QWEN3}
 STEPS = 3
 
 

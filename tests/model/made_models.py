@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fathom.core.chat import Message
-from fathom.model.config import ModelConfig
+from fathom.model.config import ModelConfig, RopeScaling
 from fathom.model.tokenizer import Tokenizer
 from fathom.model.transformer import Transformer
 
@@ -27,8 +27,26 @@ GQA_DENSE = ModelConfig(**_SMALL, attention="gqa", num_key_value_heads=2, head_d
 GQA_TIED = GQA_DENSE.model_copy(update={"tie_word_embeddings": True, "num_key_value_heads": 1})
 GQA_MOE = GQA_DENSE.model_copy(update={**_EXPERTS, "num_nextn_predict_layers": 1, "rope_interleave": True})
 
+# the published families in small; the ramp and the smooth part of their stretched frequencies fall on real channels
+_WIDE = {**_MLA, "qk_rope_head_dim": 12}
+_YARN = RopeScaling(factor=8, original_max_position_embeddings=64, beta_fast=16, mscale=0.707, mscale_all_dim=0.707)
+_SOFTMAX = {"scoring_func": "softmax", "norm_topk_prob": False, "topk_method": "greedy"}
+V3 = ModelConfig(**_SMALL, **_WIDE, **{**_EXPERTS, "n_routed_experts": 12, "num_experts_per_tok": 3},
+                 q_lora_rank=24, num_nextn_predict_layers=1, n_group=4, topk_group=2,
+                 rope_scaling=_YARN.model_copy(update={"mscale": 1.0, "mscale_all_dim": 1.0}))
+V2 = V3.model_copy(update={**_SOFTMAX, "topk_method": "group_limited_greedy", "num_nextn_predict_layers": 0,
+                           "n_shared_experts": 2, "routed_scaling_factor": 4.0, "rope_scaling": _YARN})
+V2_LITE = ModelConfig(**_SMALL, **_WIDE, **{**_EXPERTS, **_SOFTMAX, "routed_scaling_factor": 1.0}, rope_scaling=_YARN)
+QWEN2 = ModelConfig(**_SMALL, attention="gqa", num_key_value_heads=2, head_dim=12, rope_interleave=False,
+                    qkv_bias=True, rope_scaling=RopeScaling(factor=4, original_max_position_embeddings=64, beta_fast=8))
+QWEN3 = QWEN2.model_copy(update={"qkv_bias": False, "qk_norm": True, "rope_scaling": None,
+                                 "tie_word_embeddings": True})
+LLAMA3 = QWEN2.model_copy(update={"qkv_bias": False, "rope_scaling": RopeScaling(
+    type="llama3", factor=8, original_max_position_embeddings=100, high_freq_factor=6)})
+
 CONFIGS = {"mla-moe-mtp": MLA_MOE, "mla-lite": MLA_LITE, "mla-dense": MLA_DENSE, "gqa-dense": GQA_DENSE,
-           "gqa-tied": GQA_TIED, "gqa-moe-mtp": GQA_MOE}
+           "gqa-tied": GQA_TIED, "gqa-moe-mtp": GQA_MOE, "deepseek-v2": V2, "deepseek-v2-lite": V2_LITE,
+           "deepseek-v3": V3, "qwen2": QWEN2, "qwen3": QWEN3, "llama3": LLAMA3}
 
 # 1e-5 in FP32: a few hundred roundings of 6e-8 relative on values of order 1, amplified by three layers whose gain is
 # above 1; measured deviations are near 3e-6. 1e-9 in FP64: the same path has 1e-15 roundings, so 1e-9 leaves six orders
@@ -46,14 +64,15 @@ def sharp(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float64
         for name, parameter in model.named_parameters():
             drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             if parameter.dim() == 1:
-                parameter.copy_(1 + 0.3 * drawn.tanh())  # norms that are not one
+                middle = 0 if name.endswith(".bias") else 2 if "_norm" in name else 1  # queries' norms decide the logits
+                parameter.copy_(middle + 0.3 * drawn.tanh())  # norms that are not one
             elif name == "embed_tokens.weight" and not config.tie_word_embeddings:
                 parameter.copy_(drawn)
             else:
                 parameter.copy_(drawn * gain / parameter.shape[-1] ** 0.5)
         for moe in model.routers().values():
-            bias = moe.gate.e_score_correction_bias
-            bias.copy_(0.1 * torch.randn(bias.shape, generator=generator))
+            if (bias := moe.gate.e_score_correction_bias) is not None:
+                bias.copy_(0.1 * torch.randn(bias.shape, generator=generator))
     return model.to(dtype)
 
 

@@ -7,10 +7,23 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from made_models import CONFIGS, GQA_DENSE, MLA_LITE, MLA_MOE, assert_within, deviation, sharp, texts
+from made_models import (
+    CONFIGS,
+    GQA_DENSE,
+    MLA_LITE,
+    MLA_MOE,
+    V2,
+    V2_LITE,
+    V3,
+    assert_within,
+    deviation,
+    sharp,
+    texts,
+)
 from made_reference import Reference, stack
 
 from fathom.model.attention import LatentAttention
+from fathom.model.config import ModelConfig
 from fathom.model.layout import Layout
 from fathom.model.transformer import Routing, Transformer
 
@@ -44,7 +57,7 @@ def test_forward_is_the_paper(name: str) -> None:
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", ["mla-moe-mtp", "gqa-moe-mtp"])
+@pytest.mark.parametrize("name", ["mla-moe-mtp", "gqa-moe-mtp", "deepseek-v3"])
 def test_token_after_next_is_the_paper(name: str) -> None:
     config = CONFIGS[name]
     model, reference = sharp(config, seed=1), None
@@ -130,8 +143,9 @@ def test_mistakes_miss_by_far(name: str) -> None:
 
 
 @pytest.mark.parity
-def test_routing_reports_balance_and_counts() -> None:
-    model, sequences = sharp(MLA_MOE, seed=2), texts(MLA_MOE, *LENGTHS, seed=2)
+@pytest.mark.parametrize("config", [MLA_MOE, V2, V2_LITE, V3], ids=["one group", "V2", "V2-Lite", "V3"])
+def test_routing_reports_balance_and_counts(config: ModelConfig) -> None:
+    model, sequences = sharp(config, seed=2), texts(config, *LENGTHS, seed=2)
     routing = Routing(balanced=True)
     with torch.no_grad():
         model(torch.tensor([t for s in sequences for t in s]), Layout.packed(LENGTHS), routing)
@@ -141,11 +155,11 @@ def test_routing_reports_balance_and_counts() -> None:
         reference.hidden(s)
         expected.append(reference.balance())
     assert routing.balance is not None
-    assert_within(routing.balance, torch.tensor(expected, dtype=torch.float64), EXACT)
+    assert_within(routing.balance, torch.tensor(expected, dtype=torch.float64).mT, EXACT)
     assert sorted(routing.counts) == [1, 2]  # the first layer is dense
     for counts in routing.counts.values():
         assert not counts.is_floating_point()
-        assert int(counts.sum()) == sum(LENGTHS) * MLA_MOE.num_experts_per_tok
+        assert int(counts.sum()) == sum(LENGTHS) * config.num_experts_per_tok
 
 
 @pytest.mark.equivalence

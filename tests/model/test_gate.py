@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
-from made_models import MLA_LITE, MLA_MOE, assert_within, sharp, texts
+from made_models import MLA_LITE, MLA_MOE, V2, V3, assert_within, sharp, texts
 
+from fathom.model.config import ModelConfig
 from fathom.model.layout import Layout
 from fathom.model.moe import Gate, grouped_matmul, sequence_balance
 from fathom.model.transformer import Routing, Transformer
@@ -118,9 +121,11 @@ def test_even_routing_has_balance_one() -> None:
     score = torch.full((experts, experts), 0.1, dtype=torch.float64)
     for t in range(experts):  # token t likes experts t and t + 1
         score[t, t], score[t, (t + 1) % experts] = 0.9, 0.8
-    even = sequence_balance(score, chosen, torch.zeros(experts, dtype=torch.long), 1)
+    plain = score.topk(chosen).indices
+    even = sequence_balance(score, plain, torch.zeros(experts, dtype=torch.long), 1)
     assert even.item() == pytest.approx(1.0, abs=1e-12)  # sums of a few float64 numbers
-    crooked = sequence_balance(score[:1].repeat(6, 1), chosen, torch.zeros(experts, dtype=torch.long), 1)
+    crooked = sequence_balance(
+        score[:1].repeat(6, 1), plain[:1].repeat(6, 1), torch.zeros(experts, dtype=torch.long), 1)
     assert crooked.item() == pytest.approx(3 * (0.9 + 0.8) / 2.1, abs=1e-12)  # f = 3 on two experts
 
 
@@ -150,3 +155,87 @@ def test_fused_products_are_the_loop(inner: int, dtype: torch.dtype) -> None:
     # 16 products of order 1 in FP32; BF16 rounds the result to 8 bits, 2^-8 of values up to 16
     tolerance = 1e-5 if dtype == torch.float32 else 2**-7
     assert_within(found.double(), expected, tolerance)
+
+
+def chosen_by(
+    config: ModelConfig, logits: list[float], bias: list[float] | None = None
+) -> tuple[list[int], list[float]]:
+    """Experts and weights of one token from its gate logits, experts in ascending order."""
+    gate = Gate(config).double()
+    if bias is not None:
+        gate.e_score_correction_bias.copy_(torch.tensor(bias))
+    _, expert, weight = gate.choose(torch.tensor([logits], dtype=torch.float64))
+    pairs = sorted(zip(expert[0].tolist(), weight[0].tolist(), strict=True))
+    return [e for e, _ in pairs], [w for _, w in pairs]
+
+
+# four groups of two experts each
+GROUPED = ModelConfig(n_routed_experts=8, num_experts_per_tok=2, n_group=4, topk_group=2, routed_scaling_factor=2.5)
+V2_GROUPED = GROUPED.model_copy(update={"scoring_func": "softmax", "topk_method": "group_limited_greedy",
+                                        "norm_topk_prob": False, "routed_scaling_factor": 16.0})
+LOGITS = [2.0, -3.0, 1.5, 1.4, 1.6, 1.2, 0.0, 0.1]
+
+
+def test_a_group_is_judged_by_its_best_in_v2_and_by_its_best_two_in_v3() -> None:
+    total = sum(math.exp(z) for z in LOGITS)
+    experts, weights = chosen_by(V2_GROUPED, LOGITS)
+    assert experts == [0, 4]  # groups 0 (best 2.0) and 2 (best 1.6)
+    assert weights == pytest.approx([16 * math.exp(2.0) / total, 16 * math.exp(1.6) / total], rel=1e-12)
+    experts, weights = chosen_by(GROUPED, LOGITS)
+    s = [1 / (1 + math.exp(-z)) for z in LOGITS]
+    assert experts == [2, 4]  # groups 1 and 2 by the sum of two: group 0 has the best expert and a poor second
+    assert weights == pytest.approx([2.5 * s[2] / (s[2] + s[4]), 2.5 * s[4] / (s[2] + s[4])], rel=1e-12)
+
+
+def test_greedy_takes_the_best_of_all_and_divides_by_nothing() -> None:
+    config = V2_GROUPED.model_copy(update={"topk_method": "greedy", "n_group": 1, "topk_group": 1,
+                                           "routed_scaling_factor": 1.0})
+    total = sum(math.exp(z) for z in LOGITS)
+    experts, weights = chosen_by(config, LOGITS)
+    assert experts == [0, 4]
+    assert weights == pytest.approx([math.exp(2.0) / total, math.exp(1.6) / total], rel=1e-12)
+
+
+def test_a_masked_expert_never_wins_against_negative_scores() -> None:
+    """With 0 in place of −∞ outside the best groups, experts there would beat those whose biased score is negative."""
+    bias = [-5.0] * 8
+    bias[2], bias[3] = -4.0, -4.1  # the best groups are 1 and 3, and every biased score is negative
+    bias[6], bias[7] = -4.2, -4.3
+    experts, weights = chosen_by(GROUPED, LOGITS, bias)
+    assert experts == [2, 3]
+    s = [1 / (1 + math.exp(-z)) for z in LOGITS]
+    assert weights == pytest.approx([2.5 * s[e] / (s[2] + s[3]) for e in (2, 3)], rel=1e-12)
+
+
+@pytest.mark.property
+@pytest.mark.parametrize("shift", [0.0, -50.0])
+@pytest.mark.parametrize("config", [V2, V3], ids=["V2", "V3"])
+def test_at_most_so_many_groups_for_each_token(config: ModelConfig, shift: float) -> None:
+    gate = Gate(config).double()
+    draw = torch.Generator().manual_seed(2)
+    if gate.e_score_correction_bias is not None:
+        gate.e_score_correction_bias.copy_(torch.randn(config.n_routed_experts, generator=draw) + shift)
+    logits = 3 * torch.randn(500, config.n_routed_experts, generator=draw, dtype=torch.float64)
+    _, expert_TK, _ = gate.choose(logits)
+    groups = expert_TK // (config.n_routed_experts // config.n_group)
+    reached = [len(set(row)) for row in groups.tolist()]
+    assert max(reached) == config.topk_group
+    assert all(len(set(row)) == config.num_experts_per_tok for row in expert_TK.tolist())
+
+
+def test_a_gate_without_bias_has_none_and_nothing_moves_it() -> None:
+    model = sharp(V2)
+    assert not any("e_score_correction_bias" in name for name in model.state_dict())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    balance_experts(model, {1: torch.arange(12), 2: torch.arange(12)}, 0.1)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_even_routing_of_groups_has_every_term_at_one() -> None:
+    """model.md §12.8: Σ_g f'P' = 1, and f''P'' sums to 1 when every token reaches exactly M groups, evenly."""
+    groups, size, kept = 4, 2, 2
+    experts = groups * size
+    tokens = [[g * size + i, (g + 1) % groups * size + i] for g in range(groups) for i in range(size)]
+    score = torch.full((len(tokens), experts), 1 / experts, dtype=torch.float64)
+    terms = sequence_balance(score, torch.tensor(tokens), torch.zeros(len(tokens), dtype=torch.long), 1, groups, kept)
+    assert terms.flatten().tolist() == pytest.approx([1.0, 1.0, 1.0], abs=1e-12)

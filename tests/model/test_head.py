@@ -6,8 +6,9 @@ from torch import Tensor
 
 from fathom.model import head
 from fathom.model.attention import normalise
+from fathom.model.config import ModelConfig
 from fathom.model.moe import combine, dispatch
-from fathom.model.rope import angles, rotate
+from fathom.model.rope import Rotary, rotate
 
 ROWS, WIDTH, VOCABULARY = 150, 12, 31
 
@@ -78,7 +79,7 @@ def test_written_out_gradients_are_those_of_finite_differences() -> None:
         return torch.randn(*shape, generator=draw, dtype=torch.float64).requires_grad_()
 
     assert torch.autograd.gradcheck(lambda x, w: normalise(x, w, 1e-3), (random(4, 6), random(6)))
-    cos_sin = angles(torch.arange(5), 8, 100.0, torch.float64)
+    cos_sin = Rotary(ModelConfig(attention="gqa", head_dim=8, rope_theta=100.0))(torch.arange(5), torch.float64)
     for interleave in (True, False):
         assert torch.autograd.gradcheck(lambda x, i=interleave: rotate(x, cos_sin, i), (random(5, 2, 8),))
     expert_TK = torch.tensor([[2, 0], [1, 2], [0, 1]])

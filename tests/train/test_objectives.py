@@ -13,6 +13,7 @@ from made_models import (
     MLA_DENSE,
     MLA_LITE,
     MLA_MOE,
+    V2,
     assert_gradients,
     assert_within,
     gradients,
@@ -22,6 +23,7 @@ from made_reference import Reference
 from made_steps import documents, packed, rollout, sequence_logp, step, total
 
 from fathom.model.layout import Layout
+from fathom.model.moe import Dropping
 from fathom.model.transformer import Transformer
 from fathom.train.batch import Batch, Example, sequence_mean, token_mean
 from fathom.train.learner import mean_loss
@@ -44,7 +46,7 @@ def test_next_token_is_the_loop(config) -> None:
         hidden = reference.hidden(tokens[:-1]) if n > 1 else []
         # layer 3 is the module's own: the balance of the sequence counts it too
         further = reference.further(hidden, tokens[1:]) if n > 1 else []
-        loss_balance += reference.balance() / len(examples) if n > 1 else 0.0
+        loss_balance += reference.balance()[0] / len(examples) if n > 1 else 0.0
         for t in range(n - 1):
             if e.trained[t + 1]:
                 loss_next -= reference.log_probabilities(hidden[t])[tokens[t + 1]] / trained
@@ -59,6 +61,70 @@ def test_next_token_is_the_loop(config) -> None:
     assert found["loss"] == pytest.approx(loss_next + 0.3 * loss_mtp + 0.01 * loss_balance, abs=EXACT)
     assert float(loss.total.detach()) == found["loss"]
     assert min(loss_next, loss_mtp) > 1  # a sharp model on random tokens: large, so a wrong coefficient shows
+
+
+@pytest.mark.parity
+def test_the_three_balance_losses_are_the_loops() -> None:
+    """V2 §2.1.3: between experts, between devices, and in what is sent to them, each with its α."""
+    model, examples = sharp(V2), documents(V2, 9, 14, 5, seed=4)
+    reference = Reference(model)
+    expected = np.zeros(3)
+    for e in examples:
+        reference.hidden(e.tokens.tolist()[:-1])
+        expected += np.array(reference.balance()) / len(examples)
+    (batch,) = packed(model, examples, token_mean, 1000)
+    loss = next_token(model, batch, balance=0.003, device_balance=0.05, communication_balance=0.02)
+    names = ("loss_balance", "loss_device_balance", "loss_communication_balance")
+    assert [float(loss.parts[name]) for name in names] == pytest.approx(expected.tolist(), abs=EXACT)
+    whole = float(loss.parts["loss_next"]) + float(expected @ [0.003, 0.05, 0.02])
+    assert float(loss.total.detach()) == pytest.approx(whole, abs=EXACT)
+    assert len(set(np.round(expected, 3))) == 3  # three different numbers: a wrong one shows
+    grad = torch.autograd.grad(loss.total, model.layers[1].mlp.gate.weight)[0]
+    plain = torch.autograd.grad(next_token(model, batch).total, model.layers[1].mlp.gate.weight)[0]
+    assert (grad - plain).abs().max() > 1e-4  # they reach the router
+
+
+@pytest.mark.parity
+def test_dropped_assignments_are_those_of_the_loop() -> None:
+    """V2 §2.1.4: per device, what exceeds the even share is dropped from the lowest affinity; exempt sequences lose
+    nothing. Nothing is dropped where it was not asked for."""
+    model, examples = sharp(V2), documents(V2, 12, 14, 9, seed=3)
+    (batch,) = packed(model, examples, token_mean, 1000)
+    exempt_T = batch.layout.sequence_T == 1
+    seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def note(_m: torch.nn.Module, _i: object, out: tuple[torch.Tensor, ...]) -> None:
+        seen.append((out[1], out[2], out[3]))
+
+    moe = model.layers[1].mlp
+    handle = moe.register_forward_hook(note)
+    loss = next_token(model, batch, dropping=Dropping(1.0, exempt_T))
+    handle.remove()
+    ((score, expert, kept),) = seen
+    size = V2.n_routed_experts // V2.n_group
+    budget = math.ceil(expert.numel() / V2.n_group)
+    expected = torch.zeros_like(kept)
+    for device in range(V2.n_group):
+        pairs = [(t, k) for t in range(len(expert)) for k in range(expert.shape[1])
+                 if int(expert[t, k]) // size == device]
+        pairs.sort(key=lambda p: (not exempt_T[p[0]], -float(score.detach()[p[0], expert[p]])))
+        for rank, (t, k) in enumerate(pairs):
+            expected[t, k] = rank < budget or bool(exempt_T[t])
+    assert torch.equal(kept, expected)
+    assert 0 < int((~kept).sum()) < kept.numel() and kept[exempt_T].all()
+    assert int(loss.parts["dropped"]) >= int((~kept).sum())
+    assert "dropped" not in next_token(model, batch).parts
+    with torch.no_grad():  # what is dropped adds nothing: the layer's output by hand
+        x = torch.randn(len(expert), V2.hidden_size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        y, score, expert, kept = moe(x, Dropping(1.0, exempt_T))
+        out = moe.shared_experts(x)
+        weight = score.gather(1, expert) * V2.routed_scaling_factor
+        for t in range(len(x)):
+            for k in range(expert.shape[1]):
+                if kept[t, k]:
+                    gate, up = (moe.experts.gate_up_proj[expert[t, k]] @ x[t]).chunk(2)
+                    out[t] += weight[t, k] * (moe.experts.down_proj[expert[t, k]] @ (gate.sigmoid() * gate * up))
+        assert_within(y, out, EXACT)
 
 
 @pytest.mark.parity
