@@ -55,7 +55,7 @@ Part = Callable[[Tensor, Step], Tensor]  # a normalised input [B, D] ↦ a contr
 
 
 class Product:
-    """x [B, I] ↦ x Wᵀ + b [B, O], W [O, I] packed for exactly `rows` rows; for rows=None transposed, whatever the rows."""
+    """x [B, I] ↦ x Wᵀ + b [B, O], W [O, I] packed for exactly `rows` rows; for rows=None transposed, for any."""
 
     def __init__(
         self, weight_OI: Tensor, rows: int | None, place: Tensor | None = None, bias_O: Tensor | None = None

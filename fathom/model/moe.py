@@ -247,8 +247,9 @@ def sequence_balance(
 ) -> Tensor:
     """The balance terms of each sequence without their α, [1 or 3, S]; each is 1 when the load is even.
 
-    Σ_i f_i P_i over experts (DeepSeek-V3 eq. 17–20) and, with groups of experts on devices of their own (V2 §2.1.3), Σ_g
-    over devices of the mean f times P, and of the share of tokens sent there times P. f counts the experts `counted_TK` and has no gradient; it flows through P, the mean normalised affinity.
+    Σ_i f_i P_i over experts (DeepSeek-V3 eq. 17–20) and, with groups of experts on devices of their own (V2 §2.1.3),
+    Σ_g over devices of the mean f times P, and of the share of tokens sent there times P. f counts the experts
+    `counted_TK` and has no gradient; it flows through P, the mean normalised affinity.
     """
     experts, chosen = score_TE.shape[1], counted_TK.shape[1]
     tokens_S1 = torch.bincount(sequence_T, minlength=sequences).clamp(min=1)[:, None]

@@ -16,7 +16,7 @@ from fathom.model.device import full_precision
 
 
 class Rotary:
-    """`rotary(positions_T, dtype)`: cos and sin, each [T, C/2], of every channel pair's angle in a model of type `dtype`.
+    """`rotary(positions_T, dtype)`: cos and sin, each [T, C/2], of channel pairs' angles in a model of type `dtype`.
 
     Angles are position × frequency, in FP64 for float64 models and else in FP32, never BF16; the products are rounded
     as in the implementations that the published models were trained with. YaRN's factor on cos and sin is in them.

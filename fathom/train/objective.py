@@ -48,11 +48,14 @@ def next_token(
         total = total + mtp * loss_mtp
         parts["loss_mtp"] = loss_mtp.detach()
     if routing.balance is not None:
-        for (name, alpha), term_S in zip(alphas.items(), routing.balance, strict=False):  # one group has no terms between
-            if alpha:
-                term = (term_S * batch.sequence_weight).sum()
-                total = total + alpha * term
-                parts[name] = term.detach()
+        for number, (name, alpha) in enumerate(alphas.items()):
+            if not alpha:
+                continue
+            if number >= len(routing.balance):
+                raise ValueError(f"{name}: concerns groups of experts, and the model has n_group=1; leave it out")
+            term = (routing.balance[number] * batch.sequence_weight).sum()
+            total = total + alpha * term
+            parts[name] = term.detach()
     if routing.dropped is not None:
         parts["dropped"] = routing.dropped
     return Loss(total, {"loss": total.detach(), **parts}, routing)

@@ -64,7 +64,7 @@ def sharp(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float64
         for name, parameter in model.named_parameters():
             drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             if parameter.dim() == 1:
-                middle = 0 if name.endswith(".bias") else 2 if "_norm" in name else 1  # queries' norms decide the logits
+                middle = 0 if name.endswith(".bias") else 2 if "_norm" in name else 1  # q_norm makes logits
                 parameter.copy_(middle + 0.3 * drawn.tanh())  # norms that are not one
             elif name == "embed_tokens.weight" and not config.tie_word_embeddings:
                 parameter.copy_(drawn)
