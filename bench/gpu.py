@@ -10,6 +10,7 @@ import argparse
 import statistics
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,18 +22,37 @@ from bench.measure import HEAD, Pair, save, wait
 from fathom.core import machine
 from fathom.core.chat import Sampling
 from fathom.engine.engine import Engine
-from fathom.model import head
-from fathom.model.config import PRESETS
+from fathom.model import head, quant
+from fathom.model.config import ModelConfig
 from fathom.model.layout import Cache, Layout
 from fathom.model.moe import grouped_matmul
+from fathom.model.presets import PRESETS
 from fathom.model.transformer import Transformer
 
 LENGTHS = (200, 61, 128, 7)
 
 
-def _model(scale: float = 4.0) -> Transformer:
-    """The bench model in FP64 with weights large enough that logits spread and attention is far from uniform."""
-    model = Transformer(PRESETS[models.PRESET]).double().initialise(1)
+NARROW = {"vocab_size": 8192, "hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 8,
+          "num_key_value_heads": 2, "head_dim": 32, "intermediate_size": 512, "kv_lora_rank": 64,
+          "qk_nope_head_dim": 32, "qk_rope_head_dim": 32, "v_head_dim": 32, "moe_intermediate_size": 64,
+          "n_routed_experts": 16, "num_nextn_predict_layers": 0}
+FAMILIES = ("deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "llama-3.1-8b", "qwen2.5-7b", "qwen3-8b")
+
+
+def _narrow(name: str) -> ModelConfig:
+    """A published shape made narrow: its gate, groups, scaled frequencies, biases and norms stay."""
+    config = PRESETS[name]
+    change = dict(NARROW)
+    if not config.n_routed_experts:
+        change["n_routed_experts"] = 0
+    if config.q_lora_rank is not None:
+        change["q_lora_rank"] = 96
+    return config.model_copy(update=change)
+
+
+def _model(config: ModelConfig = PRESETS[models.PRESET], scale: float = 4.0) -> Transformer:
+    """A model in FP64 with weights large enough that logits spread and attention is far from uniform."""
+    model = Transformer(config).double().initialise(1)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -44,18 +64,18 @@ def _tokens() -> torch.Tensor:
     return torch.randint(0, 8192, (sum(LENGTHS),), generator=torch.Generator().manual_seed(2))
 
 
-def forward(device: str, dtype: torch.dtype) -> float:
+def forward(device: str, dtype: torch.dtype, config: ModelConfig = PRESETS[models.PRESET]) -> float:
     """Largest |Δlogit| of a packed forward pass over the deviation of the logits."""
-    model, tokens = _model(), _tokens()
+    model, tokens = _model(config), _tokens()
     expected = model.logits(model(tokens, Layout.packed(LENGTHS)))
     there = model.to(device, dtype)
     found = there.logits(there(tokens.to(device), Layout.packed(LENGTHS, device)))
     return float((found.double().cpu() - expected).abs().max() / expected.std())
 
 
-def decoding(device: str, dtype: torch.dtype) -> float:
+def decoding(device: str, dtype: torch.dtype, config: ModelConfig = PRESETS[models.PRESET]) -> float:
     """The same for the last token of each sequence, decoded from a cache."""
-    model, tokens = _model(), _tokens()
+    model, tokens = _model(config), _tokens()
     ends = torch.tensor(LENGTHS).cumsum(0) - 1
     expected = model.logits(model(tokens, Layout.packed(LENGTHS))[ends])
     there = model.to(device, dtype)
@@ -65,6 +85,19 @@ def decoding(device: str, dtype: torch.dtype) -> float:
     there(tokens[before].to(device), Layout.prefill([n - 1 for n in LENGTHS], cache, range(len(LENGTHS))))
     found = there.logits(there(tokens[ends].to(device), Layout.decode(cache)))
     return float((found.double().cpu() - expected).abs().max() / expected.std())
+
+
+def blocks(device: str, dtype: torch.dtype) -> float:
+    """FP8 blocks taken apart on the device against the CPU, and put together there: entries that differ, as a share."""
+    draw = torch.Generator().manual_seed(6)
+    weight = torch.randn(300, 200, generator=draw).to(dtype)
+    number, scale = quant.quantise(weight)
+    there = quant.quantise(weight.to(device))
+    back = quant.dequantise(number.to(device), scale.to(device), dtype).cpu()
+    differ = [(back != quant.dequantise(number, scale, dtype)).double().mean(),
+              (there[0].cpu().view(torch.uint8) != number.view(torch.uint8)).double().mean(),
+              (there[1].cpu() != scale).double().mean()]
+    return float(max(differ))
 
 
 def experts(device: str, dtype: torch.dtype) -> float:
@@ -110,7 +143,9 @@ def sampling(device: str, dtype: torch.dtype) -> float:
 CHECKS: dict[str, tuple[Callable[[str, torch.dtype], float], float, float | None]] = {
     "packed forward pass": (forward, 1e-3, None), "decoding from the cache": (decoding, 1e-3, None),
     "grouped product": (experts, 1e-4, 2e-2), "gradient of the head": (vocabulary, 1e-4, 2e-1),
-    "greedy tokens that differ": (sampling, 0.0, None),
+    "greedy tokens that differ": (sampling, 0.0, None), "FP8 blocks that differ": (blocks, 0.0, 0.0),
+    **{f"{name}, narrow: forward pass": (partial(forward, config=_narrow(name)), 1e-3, None) for name in FAMILIES},
+    **{f"{name}, narrow: decoding": (partial(decoding, config=_narrow(name)), 1e-3, None) for name in FAMILIES},
 }
 
 
@@ -155,7 +190,7 @@ def main() -> None:
         print(f"\n{grpo(device)}\n", flush=True)
         pairs: list[Pair] = []
         if find_spec("transformers"):
-            from bench import decode, train
+            from bench import decode, full_size, train
 
             print(HEAD, flush=True)
             pairs = train.measure(device=device)
@@ -163,6 +198,8 @@ def main() -> None:
                 print(pair.line(), flush=True)
             for compiled in (False, True):
                 pairs += decode.measure(compiled=compiled, batches=(1, 32, 256), device=device, dtype=torch.bfloat16)
+            if torch.cuda.get_device_properties(device).total_memory > 40e9:
+                pairs += full_size.main(device)
             print(f"saved in {save('gpu', pairs, {'device': name})}")
         else:
             print("transformers is not installed, so nothing is measured beside it")
