@@ -127,7 +127,7 @@ class Engine:
         request.tokens.append(token)
         request.logprobs.append(logp)
         self.decoded += 1
-        if token == self.tokenizer.eos_id:
+        if token in self.tokenizer.stop_ids:
             request.finish = "stop"
             return False
         if stop:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import pytest
@@ -264,10 +265,23 @@ def test_progress_counts_completions() -> None:
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
+def test_every_stop_token_ends_a_completion() -> None:
+    """Llama 3 has three of them, and the one that ends a turn is not EOS."""
+    engine = made()
+    asked = Sampling(max_tokens=12, temperature=0)
+    (plain,) = engine.complete([[1, 2, 3]], asked)[0]
+    stop = plain.tokens[3]
+    engine.tokenizer = copy.copy(engine.tokenizer)
+    engine.tokenizer.__dict__["stop_ids"] = frozenset({stop})
+    (ended,) = engine.complete([[1, 2, 3]], asked)[0]
+    cut = plain.tokens[: plain.tokens.index(stop) + 1]
+    assert (ended.tokens, ended.finish) == (cut, "stop")
+
+
 class FiveWords:
     """A vocabulary of five, none of which ends."""
 
-    eos_id = -1
+    stop_ids = frozenset()
 
     def decode(self, tokens: Sequence[int]) -> str:
         return "".join("abcde"[t] for t in tokens)
