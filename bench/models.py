@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fathom.model import weights
-from fathom.model.config import PRESETS
+from fathom.model.presets import PRESETS
 from fathom.model.tokenizer import Tokenizer
 from fathom.model.transformer import Transformer
 

@@ -28,7 +28,8 @@ MAY_IMPORT = {
 }
 TORCH_FREE_ROOMS = {"core", "judge", "corpus", "tasks", "report", "audit"}  # not even inside functions
 # not when they are imported
-TORCH_FREE_MODULES = {"fathom.model.config", "fathom.model.cost", "fathom.model.tokenizer"}
+TORCH_FREE_MODULES = {f"fathom.model.{name}" for name in (
+    "config", "cost", "presets", "inspect", "pretrained", "tokenizer", "template", "turns", "fim")}
 TENSORS = {"torch", "triton", "torchao", "transformers"}
 
 

@@ -15,7 +15,7 @@ import pytest
 from fathom import __version__, cli, recipes
 from fathom.systems import SYSTEMS, settings_class
 
-VERBS = ["run", "demo", "report", "compare", "show", "doctor"]
+VERBS = ["run", "demo", "report", "compare", "show", "inspect", "doctor"]
 ROWS = ["train=a.jsonl", "test=b.jsonl"]
 GIVEN = {"tiny/problems": ROWS, "smollm2-gsm8k": ROWS}  # what a recipe asks for on the command line
 ALONE = {
@@ -45,7 +45,7 @@ def looking() -> list[list[str]]:
     commands = [[], ["--help"], ["--version"], *([verb, "--help"] for verb in [*VERBS, *SYSTEMS])]
     commands += [["run", name, *GIVEN.get(name, []), "--dry-run"] for name in shipped()]
     commands += [[system, *words, "--dry-run"] for system, words in ALONE.items()]
-    return [*commands, ["demo", "--dry-run"]]
+    return [*commands, ["demo", "--dry-run"], ["inspect"], ["inspect", "deepseek-v3"], ["inspect", "tiny", "--json"]]
 
 
 def shipped() -> list[str]:
@@ -128,6 +128,7 @@ def test_version_and_bare_call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         (["demo", "--dir"], ["--dir"]),
         (["show", "nosuch"], ["nosuch"]),
         (["report", "nosuch"], ["nosuch"]),
+        (["inspect", "deepsek-v3"], ["deepsek-v3: no such directory", "did you mean deepseek-v3"]),
         (["sft", "nosuch.yaml"], ["nosuch.yaml: no such file"]),
         (["sft", "init=m", "data=[a.jsonl]", "learning_rate=1"], ["learning_rate", "optim.lr=0.001"]),
         (["sft", "init=m", "data=[a.jsonl]"], ["init: m: no such directory"]),

@@ -18,7 +18,7 @@ from fathom.core.config import Settings
 class RopeScaling(Settings):
     """How the rotary frequencies are stretched for sequences longer than those of pre-training.
 
-    `yarn`: Peng et al. 2023 §3.1–3.4, with DeepSeek's `mscale` and `mscale_all_dim`; `llama3`: Llama 3's smooth division.
+    `yarn`: Peng et al. 2023 §3.1–3.4, with DeepSeek's `mscale` and `mscale_all_dim`; `llama3`: Llama 3.1's division.
     """
 
     aliases: ClassVar[Mapping[str, str]] = {"rope_type": "type"}
@@ -29,7 +29,7 @@ class RopeScaling(Settings):
     # yarn
     beta_fast: float = Field(32.0, gt=0, description="turns over that length from which frequencies stay (β)")
     beta_slow: float = Field(1.0, gt=0, description="turns up to which frequencies are divided by the factor (α)")
-    mscale: float | None = Field(None, description="a in m(a) = 0.1·a·ln factor + 1, which cos and sin are multiplied by")
+    mscale: float | None = Field(None, description="a in m(a) = 0.1·a·ln factor + 1, the factor on cos and sin")
     mscale_all_dim: float | None = Field(
         None, description="the same for the softmax: its scale is multiplied by m², cos and sin are divided by m")
     attention_factor: float | None = Field(None, gt=0, description="what cos and sin are multiplied by instead")
@@ -72,8 +72,8 @@ class RopeScaling(Settings):
 class ModelConfig(Settings):
     """The shape of one model: attention (latent or grouped-query), feed-forward (experts or dense), prediction heads.
 
-    Widths are in elements, never bytes. DeepSeek-V2 §2.1 (MLA, experts), DeepSeek-V3 §2.1–2.2 (sigmoid gate, multi-token
-    prediction).
+    Widths are in elements, never bytes. DeepSeek-V2 §2.1 (MLA, experts), DeepSeek-V3 §2.1–2.2 (sigmoid gate,
+    multi-token prediction).
     """
 
     vocab_size: int = Field(512, ge=2, description="rows of the embedding and of the head")
@@ -101,7 +101,7 @@ class ModelConfig(Settings):
     moe_intermediate_size: int = Field(64, ge=1, description="width of one expert")
     first_k_dense_replace: int = Field(1, ge=0, description="leading layers that stay dense")
     routed_scaling_factor: float = Field(1.0, gt=0, description="factor on the routed experts' weights")
-    scoring_func: Literal["sigmoid", "softmax"] = Field("sigmoid", description="affinities: sigmoid (V3) or softmax (V2)")
+    scoring_func: Literal["sigmoid", "softmax"] = Field("sigmoid", description="affinities: sigmoid (V3), softmax (V2)")
     topk_method: Literal["noaux_tc", "greedy", "group_limited_greedy"] = Field(
         "noaux_tc", description="choice by affinity plus bias (V3), by affinity (V2-Lite), or in the best groups (V2)")
     n_group: int = Field(1, ge=1, description="groups of experts, contiguous; one group is one device")
@@ -256,18 +256,3 @@ def _settings_of(value: Any) -> Any:
 
 # a setting of every system that can train adapters
 Adapters = Annotated[Lora | None, BeforeValidator(_settings_of)]
-
-PRESETS: dict[str, ModelConfig] = {
-    # the demo's model: every part of DeepSeek-V3 at the size of a laptop CPU
-    "tiny": ModelConfig(
-        hidden_size=128, num_hidden_layers=3, num_attention_heads=4, kv_lora_rank=64, qk_nope_head_dim=32,
-        qk_rope_head_dim=16, v_head_dim=32, intermediate_size=256, n_routed_experts=8, n_shared_experts=1,
-        num_experts_per_tok=2, moe_intermediate_size=64, num_nextn_predict_layers=1, max_position_embeddings=512,
-    ),
-    # the one model of every bench (DESIGN §7)
-    "bench-10m": ModelConfig(
-        vocab_size=8192, hidden_size=256, num_hidden_layers=6, num_attention_heads=4, kv_lora_rank=128,
-        qk_nope_head_dim=64, qk_rope_head_dim=32, v_head_dim=64, intermediate_size=1024, n_routed_experts=16,
-        n_shared_experts=1, num_experts_per_tok=4, moe_intermediate_size=64, max_position_embeddings=4096,
-    ),
-}

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from fathom.core.config import Settings, build, show
+from fathom.core.config import Settings, build
 from fathom.core.errors import UsageError
 from fathom.core.run import Run
-from fathom.model.config import PRESETS, ModelConfig
+from fathom.model.config import ModelConfig
 from fathom.model.cost import cost
+from fathom.model.presets import preset
 from fathom.train.schedule import AdamW, Checkpoints
 
 
@@ -39,8 +41,14 @@ class Pretrain(Settings):
     tokens_per_batch: int = Field(8192, ge=2, description="most tokens in one forward pass")
     sequence_length: int = Field(512, ge=2, description="longest document, in tokens; longer ones are rejected by name")
     mask_documents: bool = Field(True, description="documents do not see each other; false is V3's pre-training")
+    fim: float = Field(0, ge=0, le=1, description="share of documents told as prefix, suffix, middle; V3 has 0.1")
     mtp: float = Field(0.3, ge=0, description="weight λ of predicting the token after next")
-    balance: float = Field(1e-4, ge=0, description="weight α of the sequence-wise balance loss")
+    balance: float = Field(1e-4, ge=0, description="weight α of the sequence-wise balance loss between experts")
+    device_balance: float = Field(0.0, ge=0, description="weight α2 of the same between groups of experts (V2: 0.05)")
+    communication_balance: float = Field(0.0, ge=0, description="weight α3 of what groups are sent (V2: 0.02)")
+    capacity: float | None = Field(
+        None, gt=0, description="a group of experts drops what exceeds so many even shares (V2: 1.0); null: none")
+    exempt: float = Field(0.1, ge=0, le=1, description="share of sequences of which nothing is dropped")
     optim: AdamW = AdamW(lr=3e-3, schedule="wsd")
     checkpoints: Checkpoints = Checkpoints()
     held_out: int = Field(64, ge=0, description="examples kept apart for the held-out loss")
@@ -59,6 +67,13 @@ class Pretrain(Settings):
         if self.sequence_length > longest:
             raise ValueError(f"sequence_length={self.sequence_length}: the model has {longest} positions; set "
                              f"sequence_length ≤ {longest} or raise model.max_position_embeddings")
+        shape = self.shape(None)
+        between = {"device_balance": self.device_balance, "communication_balance": self.communication_balance,
+                   "capacity": self.capacity}
+        for name, value in between.items():
+            if value and shape.n_group == 1:
+                raise ValueError(f"{name}={value}: concerns groups of experts, and the model has n_group=1; set "
+                                 f"model.n_group ≥ 2, or leave {name} out")
         return self
 
     def shape(self, vocab_size: int | None) -> ModelConfig:
@@ -67,10 +82,8 @@ class Pretrain(Settings):
         Raises UsageError where the settings fit no model, or give fewer rows than `vocab_size`.
         """
         values = {"preset": self.model} if isinstance(self.model, str) else dict(self.model)
-        preset = values.pop("preset", "tiny")
-        if not isinstance(preset, str) or preset not in PRESETS:
-            raise UsageError(f"model={show(preset)}: no such preset; there are {', '.join(PRESETS)}: name one of them")
-        base = PRESETS[preset].model_dump() | ({} if vocab_size is None else {"vocab_size": vocab_size})
+        name = values.pop("preset", "tiny")
+        base = preset(name).model_dump() | ({} if vocab_size is None else {"vocab_size": vocab_size})
         config = build(ModelConfig, base | values, "model")
         if vocab_size is not None and config.vocab_size < vocab_size:
             raise UsageError(f"model: vocab_size={config.vocab_size}: the tokenizer has {vocab_size} tokens; leave "
@@ -83,25 +96,29 @@ class Pretrain(Settings):
         steps = -(-self.tokens // self.tokens_per_step)
         bill = cost(config)
         return {
-            "parameters": bill.parameters, "active per token": bill.active, "steps": steps,
-            "tokens per step": self.tokens_per_step, "weights, gradients, optimiser (bytes)": bill.training_bytes(4),
-            "arithmetic (FLOP)": bill.flops_per_token() * self.tokens,
+            "parameters": bill.parameters, "of multi-token prediction besides": bill.mtp,
+            "active per token": bill.active, "steps": steps, "tokens per step": self.tokens_per_step,
+            "weights, gradients, optimiser (bytes)": bill.training_bytes("fp32"),
+            "arithmetic (FLOP)": bill.training_flops(self.sequence_length) * self.tokens,
             "cache per token (elements)": bill.cache_elements,
         }
 
 
 def pretrain(cfg: Pretrain, run: Run) -> None:
     """Trains as `cfg` says; the result is DIR/model."""
+    import torch
+
     from fathom.core import disk
     from fathom.core.records import RecordStore
     from fathom.model import weights
     from fathom.model.device import place
+    from fathom.model.moe import Dropping
     from fathom.model.tokenizer import Tokenizer
     from fathom.model.transformer import Transformer
     from fathom.tasks.examples import Example, gather
     from fathom.tasks.rows import BadRow
     from fathom.train import objective, prepare
-    from fathom.train.batch import pack, token_mean
+    from fathom.train.batch import Batch, pack, token_mean
     from fathom.train.learner import Learner, mean_loss
     from fathom.train.loader import Loader
 
@@ -111,7 +128,11 @@ def pretrain(cfg: Pretrain, run: Run) -> None:
 
     def encoded(example: Example) -> dict[str, Any]:
         text = example if isinstance(example, str) else "\n".join(m.text for m in example)
-        tokens, trained = tokenizer.document(text)
+        if cfg.fim:  # the cut is named by the text, so it is the same wherever and whenever it is made
+            name = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+            tokens, trained = tokenizer.fim(text, run.rng("fim", name), cfg.fim)
+        else:
+            tokens, trained = tokenizer.document(text)
         if len(tokens) > limit + 1:
             raise BadRow(f"longer than {limit} tokens")
         return {"tokens": tokens, "trained": trained}
@@ -130,10 +151,20 @@ def pretrain(cfg: Pretrain, run: Run) -> None:
     learner = Learner(model, cfg.optim, run, cfg.checkpoints, loader=loader)
     kept_apart = [aside[i] for i in range(len(aside))]
     held_out = pack(kept_apart, token_mean, cfg.tokens_per_batch, device) if kept_apart else []
+
+    def dropping(batch: Batch, step: int, number: int) -> Dropping | None:
+        if cfg.capacity is None:
+            return None
+        draw = run.rng("exempt", step, number).random(batch.layout.sequences)
+        exempt_S = torch.from_numpy(draw < cfg.exempt).to(device)
+        return Dropping(cfg.capacity, exempt_S[batch.layout.sequence_T])
+
     for step in learner.steps(-(-cfg.tokens // cfg.tokens_per_step)):
         examples = loader.take(cfg.tokens_per_step)
-        for batch in pack(examples, token_mean, cfg.tokens_per_batch, device):
-            learner.backward(objective.next_token(model, batch, cfg.mtp, cfg.balance), batch)
+        for number, batch in enumerate(pack(examples, token_mean, cfg.tokens_per_batch, device)):
+            learner.backward(objective.next_token(
+                model, batch, cfg.mtp, cfg.balance, device_balance=cfg.device_balance,
+                communication_balance=cfg.communication_balance, dropping=dropping(batch, step, number)), batch)
         seen = learner.count_tokens(examples)
         metrics = learner.step()
         if held_out and step % cfg.held_out_every == 0:
