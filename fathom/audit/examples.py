@@ -49,19 +49,23 @@ def faults(tokenizer: Tokenizer, chat: Sequence[Message], encoded: Encoded) -> d
     answers = [message for message in chat if message.role == "assistant"]
     if any(not message.text.strip() for message in answers):
         found["empty answer"] = "of blanks alone"
-    position, expected = 0, sum(len(tokenizer.encode(message.text)) + 1 for message in answers)
-    for trained, run in itertools.groupby(encoded.trained):
-        position += len(list(run))
-        last = encoded.tokens[position - 1]
-        if trained and last != tokenizer.eos_id:
-            token = tokenizer.backend.id_to_token(last)
-            found["untrained stop token"] = f"its last trained token is {token!r}, the stop token is {tokenizer.eos!r}"
-    if (count := sum(encoded.trained)) > expected:
-        found["trained beyond the answer"] = f"{count} tokens instead of {expected}"
-    if encoded.tokens[:2] == [tokenizer.bos_id] * 2:
-        found["double BOS"] = f"{tokenizer.bos!r} twice"
     turns = [place for place, message in enumerate(chat) if message.role == "assistant"]
     starts = [place for place, now in enumerate(encoded.trained) if now and not (place and encoded.trained[place - 1])]
+    for number, start in enumerate(starts):
+        run = list(itertools.takewhile(lambda place: encoded.trained[place], range(start, len(encoded.trained))))
+        said, last = [encoded.tokens[place] for place in run], encoded.tokens[run[-1]]
+        if last not in tokenizer.stop_ids:
+            token = tokenizer.backend.id_to_token(last)
+            found["untrained stop token"] = f"its last trained token is {token!r}, the stop token is {tokenizer.eos!r}"
+        elif len(turns) == len(starts):
+            # templates rewrite what stands before </think> and trim; they add nothing after an answer
+            end = chat[turns[number]].text.rpartition("</think>")[2].strip()
+            if not tokenizer.decode(said[:-1]).rstrip().endswith(end):
+                found["trained beyond the answer"] = f"it ends in {_plain(tokenizer, said[-8:])}"
+        if said[0] in tokenizer.control_ids and len(said) > 1:
+            found["prompt differs"] = f"the answer is trained to begin with {_plain(tokenizer, said[:1])}"
+    if tokenizer.bos_id is not None and encoded.tokens[:2] == [tokenizer.bos_id] * 2:
+        found["double BOS"] = f"{tokenizer.bos!r} twice"
     if len(turns) == len(starts):
         for turn, start in zip(turns[:_TURNS], starts, strict=False):
             prompt = tokenizer.prompt(chat[:turn]) if turn else encoded.tokens[:start]
@@ -188,7 +192,8 @@ def _masks(stage: str, about: str, tokenizer: Tokenizer, seen: _Seen) -> Iterato
 def check_control(stage: str, tokenizer: Tokenizer) -> Check:
     """Whether control tokens that a user types stay text."""
     name = "control tokens in text"
-    for token, number in ((tokenizer.bos, tokenizer.bos_id), (tokenizer.eos, tokenizer.eos_id)):
+    for number in sorted(tokenizer.written_ids):
+        token = tokenizer.backend.id_to_token(number)
         if number in tokenizer.encode(f"a {token} b"):
             return Check(
                 stage, name, State.FAIL, f"{token!r} typed by a user becomes the control token",

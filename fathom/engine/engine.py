@@ -163,7 +163,9 @@ class Engine:
         return cache, torch.cat(logits)[rows]
 
     def _completion(self, request: Request) -> Completion:
-        text = self.tokenizer.decode(request.tokens) if request.text is None else request.text
+        text = request.text
+        if text is None:  # a stop token that is not flagged as special in its file would be read as text
+            text = self.tokenizer.decode(request.tokens[:-1] if request.finish == "stop" else request.tokens)
         return Completion(text, tuple(request.tokens), tuple(request.logprobs), request.finish, self.version)
 
 

@@ -1,43 +1,64 @@
 """Byte-level BPE: train, encode, chat template, loss mask.
 
-Text that a user wrote never becomes a control token: contents and the template's own pieces are encoded apart, so a
-prompt has the same tokens in training and in generation, and the mask falls on token borders by construction.
+Text that a user wrote never becomes a control token, and a prompt has the same tokens in training and in generation:
+a chat is encoded in pieces, cut where a generation prompt ends and after each stop token, so the mask falls on token
+borders by construction. Only at the first of these cuts can the ids differ from those of the rendering encoded as one
+text: where a merge would reach over it, as of "\\n" ending a prompt with "\\n" beginning an answer. A model that
+generates never sees that merge.
 """
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterable, Sequence
+import logging
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
-
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fathom.core import disk
 from fathom.core.chat import Message
 from fathom.core.config import read_text
 from fathom.core.errors import FathomError
+from fathom.model.fim import DEEPSEEK, Form, cut, markers, order
+from fathom.model.template import LONGEST_TEMPLATE, ChatTemplate, family
+from fathom.model.turns import Plain, Span, Turns, guard, is_guarded, unguard
 
 if TYPE_CHECKING:
+    import numpy
     import tokenizers
+
+_log = logging.getLogger(__name__)
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
 CONTROL = (BOS, EOS, PAD, USER, ASSISTANT)
 MARKS = ("<think>", "</think>", "<answer>", "</answer>")  # one token each, but text like any other
+_CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
-# DeepSeek-V3's form: system text first, then turns, the end token after each assistant turn
-TEMPLATE = (
-    "{{ bos_token }}"
-    "{% for m in messages %}"
-    "{% if m.role == 'system' %}{{ m.content }}"
-    "{% elif m.role == 'user' %}<｜User｜>{{ m.content }}"
-    "{% else %}<｜Assistant｜>{{ m.content }}{{ eos_token }}{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<｜Assistant｜>{% endif %}"
-)
-LONGEST_TEMPLATE = 1 << 20  # bytes
+TEMPLATE = family("v3")  # what a vocabulary of ours gets, and one whose directory says nothing
+LARGEST = 128 << 20  # bytes of tokenizer.json
+_BARRED = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)
+_OPENING = re.compile(r"(<[^<>\s]+>)\s*\Z")  # a mark at the end of a generation prompt: R1's <think>
+
+
+class Special(NamedTuple):
+    """The control tokens that a family's template needs."""
+
+    bos: str | None
+    eos: str
+    pad: str
+    control: tuple[str, ...]
+
+
+SPECIAL = {
+    **dict.fromkeys(("v2", "v3", "r1"), Special(BOS, EOS, PAD, CONTROL)),
+    "llama3": Special("<|begin_of_text|>", "<|eot_id|>", "<|end_of_text|>", (
+        "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")),
+    **dict.fromkeys(("qwen2", "qwen2.5", "qwen3"), Special(None, "<|im_end|>", "<|endoftext|>", _CHATML)),
+    "smollm2": Special("<|im_start|>", "<|im_end|>", "<|im_end|>", _CHATML),
+}
 
 
 class Encoded(NamedTuple):
@@ -50,15 +71,37 @@ class Encoded(NamedTuple):
 class Tokenizer:
     """A byte-level BPE vocabulary with a chat template."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, template: str = TEMPLATE, bos: str = BOS, eos: str = EOS):
+    def __init__(
+        self, backend: tokenizers.Tokenizer, template: str = TEMPLATE, bos: str | None = BOS, eos: str = EOS,
+        pad: str | None = None, add_bos: bool = False, stops: Iterable[int] = (),
+    ):
+        """`bos` is None where a family has none; `add_bos` puts it before chats whose template writes none; `stops`
+        are ids that end a completion beside `eos` and the token that the template writes after an answer."""
         self.backend, self.template = backend, template
-        self.bos, self.eos = bos, eos
-        self.bos_id, self.eos_id = self._id(bos), self._id(eos)
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        try:
-            self._compiled = environment.from_string(template)
-        except TemplateError as error:
-            raise FathomError(f"chat template: {str(error)[:200]}; correct it to valid Jinja") from error
+        self.bos, self.eos, self.pad, self.add_bos = bos, eos, pad or self._pad(backend, eos), add_bos
+        self.bos_id = None if bos is None else self._id(bos)
+        self.eos_id = self._id(eos)
+        self._stops = frozenset(stops)
+        added = backend.get_added_tokens_decoder()
+        if unknown := [i for i in self._stops if backend.id_to_token(i) is None]:
+            raise FathomError(f"tokenizer: no token {unknown[0]} to stop at; correct eos_token_id in "
+                              "generation_config.json")
+        # Some vocabularies do not call their control tokens special: DeepSeek-V3's <｜User｜>. Here they are.
+        self._lifted = [t for t in added.values() if not t.special and (
+            _BARRED.fullmatch(t.content) or t.content in (self.bos, self.eos, self.pad))]
+        if self._lifted:
+            from tokenizers import AddedToken
+
+            backend.add_special_tokens([AddedToken(
+                t.content, single_word=t.single_word, lstrip=t.lstrip, rstrip=t.rstrip, normalized=t.normalized,
+                special=True) for t in self._lifted])
+        lifted = {t.content for t in self._lifted}
+        control = {i: t.content for i, t in added.items() if t.special or t.content in lifted}
+        self.control_ids = frozenset(control)  # of the tokens that no text becomes unless asked
+        self._control = _pattern(control.values())
+        self._added = {t.content: i for i, t in added.items()}
+        self._cuts = _pattern(self._added)
+        self._turns = Turns(ChatTemplate(template, {"bos_token": bos, "eos_token": eos, "pad_token": self.pad}))
 
     def _id(self, token: str) -> int:
         number = self.backend.token_to_id(token)
@@ -67,18 +110,54 @@ class Tokenizer:
                               "tokenizer_config.json")
         return number
 
+    @staticmethod
+    def _pad(backend: tokenizers.Tokenizer, eos: str) -> str:
+        return PAD if backend.token_to_id(PAD) is not None else eos
+
     @property
     def vocab_size(self) -> int:
         """Number of tokens, control tokens included."""
         return self.backend.get_vocab_size(with_added_tokens=True)
 
+    @functools.cached_property
+    def _sample(self) -> tuple[str, list[Span]]:
+        asked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        return self._turns.locate(asked, False, {})
+
+    def _found(self, text: str, start: int = 0, end: int | None = None) -> Iterator[re.Match[str]]:
+        """The added tokens that stand in a rendering."""
+        return iter(()) if self._cuts is None else self._cuts.finditer(text, start, len(text) if end is None else end)
+
+    @functools.cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """The tokens that end a completion: EOS, those of generation_config.json, and the one that the template writes
+        after an assistant's turn."""
+        text, spans = self._sample
+        ends = [self._added[found[0]] for found in self._found(text, spans[1].end)]
+        return self._stops | {self.eos_id, *ends[:1]}
+
+    @functools.cached_property
+    def written_ids(self) -> frozenset[int]:
+        """The tokens that give a chat its structure: those that the template writes, BOS and EOS."""
+        written = {found[0] for found in self._found(self._sample[0]) if found[0] not in MARKS}
+        return frozenset(self._id(token) for token in (*written, self.bos, self.eos) if token is not None)
+
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
-        """A tokenizer learnt from `texts`; digits stand alone, as in DeepSeek-V2's. Deterministic in its input."""
+    def train(
+        cls, texts: Iterable[str], vocab_size: int, template: str | None = None, infill: bool = False
+    ) -> Tokenizer:
+        """A tokenizer learnt from `texts`; digits stand alone, as in DeepSeek-V2's. Deterministic in its input.
+
+        `template` names a family (see FAMILIES) whose template and control tokens it gets, V3's if None; `infill` adds
+        DeepSeek's FIM markers, after all others.
+        """
         from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
         from tokenizers import Tokenizer as Backend
 
-        smallest = 256 + len(CONTROL) + len(MARKS)
+        source = family(template or "v3")
+        special = SPECIAL[template or "v3"]
+        marks = [*MARKS, *(DEEPSEEK if infill else ())]
+        smallest = 256 + len(special.control) + len(marks)
         if vocab_size < smallest:
             raise FathomError(f"vocab_size={vocab_size}: bytes and control tokens need {smallest}; ask for more")
         backend = Backend(models.BPE())
@@ -88,109 +167,282 @@ class Tokenizer:
         )
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size - len(MARKS), special_tokens=list(CONTROL), show_progress=False,
+            vocab_size=vocab_size - len(marks), special_tokens=list(special.control), show_progress=False,
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         )
         backend.train_from_iterator(texts, trainer)
         backend.add_tokens([AddedToken(mark, normalized=False) for mark in MARKS])
-        return cls(backend)
+        if infill:
+            backend.add_special_tokens([AddedToken(mark, normalized=False, special=True) for mark in DEEPSEEK])
+        return cls(backend, source, special.bos, special.eos, special.pad)
 
     def encode(self, text: str, control: bool = False) -> list[int]:
-        """Token ids of `text`, no BOS added; control tokens are plain text unless `control` asks for them."""
+        """Token ids of `text`, no BOS added; control tokens are plain text unless `control` asks for them.
+
+        Raises FathomError for a lone surrogate (U+D800–DFFF), which is in no text that UTF-8 can write.
+        """
         self.backend.encode_special_tokens = not control
-        return self.backend.encode(text, add_special_tokens=False).ids
+        try:
+            return self.backend.encode(text, add_special_tokens=False).ids
+        except TypeError as error:  # the library's word for a text that is not UTF-8
+            bad = re.search("[\ud800-\udfff]", text)
+            if bad is None:
+                raise
+            raise FathomError(f"text: character {bad.start()} is half of a surrogate pair ({ord(bad[0]):#x}), which is "
+                              "no character; read the text as UTF-8 with errors='replace'") from error
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of `tokens`, control tokens left out, broken UTF-8 replaced."""
         return self.backend.decode(list(tokens), skip_special_tokens=True)
 
     def document(self, text: str) -> Encoded:
-        """A document for pre-training: BOS, text, EOS, every token after BOS trained."""
-        tokens = [self.bos_id, *self.encode(text), self.eos_id]
+        """A document for pre-training: BOS where there is one, text, EOS, every token after the first trained."""
+        return self._document(self.encode(text))
+
+    def fim(self, text: str, rng: numpy.random.Generator, rate: float, form: Form = "psm") -> Encoded:
+        """A document that with the probability `rate` is told as prefix, suffix, middle, cut where `rng` says.
+
+        The mask is that of `document`. Raises FathomError where the vocabulary has no markers for it.
+        """
+        ids = markers(self.backend)
+        if rng.random() >= rate:
+            return self.document(text)
+        prefix, middle, suffix = (self.encode(part) for part in cut(text, rng))
+        return self._document(order(ids, prefix, suffix, middle, form))
+
+    def infill(self, prefix: str, suffix: str, form: Form = "psm") -> list[int]:
+        """Token ids that ask for what belongs between two texts."""
+        asked = order(markers(self.backend), self.encode(prefix), self.encode(suffix), [], form)
+        return asked if self.bos_id is None else [self.bos_id, *asked]
+
+    def _document(self, content: list[int]) -> Encoded:
+        tokens = [*([] if self.bos_id is None else [self.bos_id]), *content, self.eos_id]
         return Encoded(tokens, [False] + [True] * (len(tokens) - 1))
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids that ask for the next assistant turn."""
-        return self._render(messages, generate=True).tokens
+    def prompt(self, messages: Sequence[Message], **extra: Any) -> list[int]:
+        """Token ids that ask for the next assistant turn; `extra` are settings of the template (enable_thinking)."""
+        text, _ = self._turns.locate(self._plain(messages), True, extra)
+        return self._begin(text) + self._encode(text)
 
-    def chat(self, messages: Sequence[Message]) -> Encoded:
-        """A finished chat; the assistant's turns are trained, the token that ends each of them included."""
-        encoded = self._render(messages, generate=False)
+    def chat(self, messages: Sequence[Message], keep_thinking: bool = True, **extra: Any) -> Encoded:
+        """A finished chat; the assistant's turns are trained, the token that ends each of them included.
+
+        Trained is what the model would have to write: from where the generation prompt ends, which includes what the
+        template puts before an answer (Qwen3's empty <think></think>), to the stop token. Templates of reasoning models
+        drop what stands before </think>, R1's even in the last turn; `keep_thinking` keeps it there, and the last
+        answer follows `prompt`. Raises FathomError where the template hides what is to be trained.
+        """
+        plain = self._plain(messages)
+        text, spans = self._turns.locate(plain, False, extra)
+        trained = []
+        for i, message in enumerate(plain):
+            if message["role"] != "assistant":
+                continue
+            # many templates refuse a chat without messages: a first turn begins where its content does
+            asked = self._turns.template.render(plain[:i], True, extra) if i else ""
+            start, end = spans[i]
+            if keep_thinking and i == len(plain) - 1 and self._drops_thinking(text, plain, extra):
+                asked = asked or self._turns.template.render([], True, extra)
+                answer = _after(asked, message["content"])
+                text, start, end = asked + answer + text[end:], len(asked), len(asked) + len(answer)
+            begin = self._asked(text, asked, plain, i, spans, start, extra) if asked else start
+            others = (s.start for j, s in enumerate(spans) if j != i and s.start >= spans[i].end)
+            following = min(others, default=len(text))
+            trained.append(Span(begin, self._stop(text, max(begin, end), following)))
+        tokens = self._begin(text)
+        mask = [False] * len(tokens)
+        at = 0
+        for span in trained:
+            for piece, on in ((text[at: span.start], False), (text[span.start: span.end], True)):
+                ids = self._encode(piece)
+                tokens += ids
+                mask += [on] * len(ids)
+            at = span.end
+        ids = self._encode(text[at:])
+        encoded = Encoded(tokens + ids, mask + [False] * len(ids))
         if not any(encoded.trained):
             raise FathomError("chat: no assistant turn, so nothing would be trained; add one")
         return encoded
 
-    def _render(self, messages: Sequence[Message], generate: bool) -> Encoded:
-        # contents are rendered as marks from the private-use area, which the text cannot hold: it is cut there
-        marks = [f"\ue000{i}\ue001" for i in range(len(messages))]
-        plain = [{"role": m.role, "content": mark} for m, mark in zip(messages, marks, strict=True)]
-        try:
-            text = self._compiled.render(
-                messages=plain, bos_token=self.bos, eos_token=self.eos, add_generation_prompt=generate
-            )
-        except Exception as error:  # a template is a program: it can raise anything
-            what = f"{type(error).__name__}: {str(error)[:200]}"
-            raise FathomError(f"chat template: {what}; correct the template") from error
-        tokens: list[int] = []
-        trained: list[bool] = []
-        ends_turn = False
-        for i, (message, mark) in enumerate(zip(messages, marks, strict=True)):
-            before, found, text = text.partition(mark)
-            if not found:
-                raise FathomError(f"chat template: message {i} ({message.role}) does not appear; change the template")
-            self._piece(before, ends_turn, tokens, trained)
-            ends_turn = message.role == "assistant"
-            content = self.encode(message.text)
-            tokens += content
-            trained += [ends_turn] * len(content)
-        self._piece(text, ends_turn, tokens, trained)
-        return Encoded(tokens, trained)
+    def _plain(self, messages: Sequence[Message]) -> Plain:
+        return [{"role": m.role, "content": guard(m.text, self._control)} for m in messages]
 
-    def _piece(self, text: str, ends_turn: bool, tokens: list[int], trained: list[bool]) -> None:
-        piece = self.encode(text, control=True)
-        stop = piece.index(self.eos_id) + 1 if ends_turn and self.eos_id in piece else 0
-        tokens += piece
-        trained += [True] * stop + [False] * (len(piece) - stop)
+    def _begin(self, text: str) -> list[int]:
+        """BOS where the vocabulary wants one and the template wrote none."""
+        if not self.add_bos or self.bos is None or self.bos_id is None or text.startswith(self.bos):
+            return []
+        return [self.bos_id]
+
+    def _asked(
+        self, text: str, asked: str, plain: Plain, i: int, spans: Sequence[Span], start: int, extra: dict[str, Any]
+    ) -> int:
+        """Where in `text` the prompt for message `i` ends, or as much of it as stands there."""
+        if text.startswith(asked):
+            return len(asked)
+        told = self._turns.template.render(plain[:i], False, extra)
+        if not asked.startswith(told):
+            raise FathomError(f"chat template: add_generation_prompt changes what stands before message {i}, so what "
+                              "is to be trained cannot be found; change the template")
+        generation = asked[len(told):]
+        gap = text[max((s.end for s in spans if s.end <= start), default=0): start]
+        if generation and (at := gap.rfind(generation)) >= 0:
+            return start - len(gap) + at + len(generation)
+        return start  # a prompt that is not shown like this, such as R1's <think> before an answer without
+
+    def _drops_thinking(self, text: str, plain: Plain, extra: dict[str, Any]) -> bool:
+        """Whether the template leaves out what the last message has before </think>."""
+        content = plain[-1]["content"]
+        thinking, end, answer = content.partition("</think>")
+        if not end:
+            return False
+        changed = {**plain[-1], "content": f"{thinking}-{end}{answer}"}
+        return self._turns.template.render([*plain[:-1], changed], False, extra) == text
+
+    def _stop(self, text: str, end: int, following: int) -> int:
+        """Where the stop token ends that stands in `text` between an answer's end and what follows; else `end`."""
+        for found in self._found(text, end, following):
+            if self._added[found[0]] in self.stop_ids:
+                return found.end()
+        return end
+
+    def _encode(self, text: str) -> list[int]:
+        """Token ids of a piece of a rendering, what was guarded as text and the rest with control tokens."""
+        if not is_guarded(text) or self._control is None:
+            return self.encode(text, control=True)
+        ids: list[int] = []
+        at = 0
+        for found in self._control.finditer(text):
+            ids += [*self.encode(unguard(text[at: found.start()])), self._added[found[0]]]
+            at = found.end()
+        return ids + self.encode(unguard(text[at:]))
 
     def files(self) -> dict[str, bytes]:
         """The files of a Hugging Face directory that hold this tokenizer."""
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": self.bos, "eos_token": self.eos,
-            "pad_token": PAD if self.backend.token_to_id(PAD) is not None else self.eos,
-            "add_bos_token": False, "add_eos_token": False, "clean_up_tokenization_spaces": False,
+            "pad_token": self.pad, "add_bos_token": self.add_bos, "add_eos_token": False,
+            "clean_up_tokenization_spaces": False,
         }
         self.backend.encode_special_tokens = False
+        backend = self.backend.to_str(pretty=False)
+        if self._lifted:  # the file says of its tokens what it said
+            lifted = {token.content for token in self._lifted}
+            written = json.loads(backend)
+            for token in written["added_tokens"]:
+                token["special"] = token["special"] and token["content"] not in lifted
+            backend = json.dumps(written, ensure_ascii=False, separators=(",", ":"))
         return {
-            "tokenizer.json": self.backend.to_str(pretty=False).encode(),
+            "tokenizer.json": backend.encode(),
             "tokenizer_config.json": json.dumps(settings, ensure_ascii=False, indent=2).encode(),
             "chat_template.jinja": self.template.encode(),
         }
 
     @classmethod
-    def load(cls, directory: Path) -> Tokenizer:
-        """The tokenizer of a model directory; errors name the file and what is wrong with it."""
+    def load(cls, directory: Path, template: str | None = None) -> Tokenizer:
+        """The tokenizer of a model directory; errors name the file and what is wrong with it.
+
+        `template` names a family whose chat template is taken in place of the directory's. Where there is neither, it
+        is V3's form, and the log says so.
+        """
         from tokenizers import Tokenizer as Backend
 
         path = directory / "tokenizer.json"
         if not path.is_file():
             raise FathomError(f"{path}: no such file; name a directory that holds one, like DIR/model of a stage")
         try:
-            backend = Backend.from_str(path.read_text(encoding="utf-8"))
+            backend = Backend.from_str(read_text(path, LARGEST))
+        except FathomError:
+            raise
         except Exception as error:  # the library raises its bare base class
             raise FathomError(f"{path}: not a tokenizer ({str(error)[:120]}); write it anew") from error
         settings = disk.read_json(directory / "tokenizer_config.json")
-        template = directory / "chat_template.jinja"
-        text = read_text(template, LONGEST_TEMPLATE) if template.is_file() else TEMPLATE
-        named = []
-        for name, default in (("bos_token", BOS), ("eos_token", EOS)):
-            token = settings.get(name, default)
-            token = token.get("content") if isinstance(token, dict) else token  # Hugging Face writes either form
-            if not isinstance(token, str):
-                raise FathomError(f"{directory / 'tokenizer_config.json'}: {name}={token!r:.80}: must be text; write "
-                                  "the token there")
-            named.append(token)
+        where = directory / "tokenizer_config.json"
+        bos, eos, pad = (_named(where, settings, name) for name in ("bos_token", "eos_token", "pad_token"))
+        if "bos_token" not in settings and backend.token_to_id(BOS) is not None:
+            bos = BOS
+        if eos is None and "eos_token" in settings:
+            raise FathomError(f"{where}: eos_token=None: must be text; write the token there")
+        text = family(template) if template else _template(directory, settings)
+        add_bos = settings.get("add_bos_token")
+        if add_bos is None and bos is not None:
+            add_bos = backend.encode("", add_special_tokens=True).ids[:1] == [backend.token_to_id(bos)]
         try:
-            return cls(backend, text, *named)
+            return cls(backend, text, bos, eos or EOS, pad, bool(add_bos) and bos is not None, _stops(directory))
         except FathomError as error:
             raise FathomError(f"{directory}: {error}") from error
 
+
+def _named(path: Path, settings: dict[str, Any], name: str) -> str | None:
+    token = settings.get(name)
+    if token is None:
+        return None
+    token = token.get("content") if isinstance(token, dict) else token  # Hugging Face writes either form
+    if not isinstance(token, str):
+        raise FathomError(f"{path}: {name}={settings[name]!r:.80}: must be text; write the token there")
+    return token
+
+
+def _template(directory: Path, settings: dict[str, Any]) -> str:
+    """The chat template that a directory holds, as a file of its own or in tokenizer_config.json."""
+    file = directory / "chat_template.jinja"
+    if file.is_file():
+        return read_text(file, LONGEST_TEMPLATE)
+    found = settings.get("chat_template")
+    if isinstance(found, list):  # several with names
+        named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
+        if "default" not in named:
+            raise FathomError(f"{directory / 'tokenizer_config.json'}: chat_template has {', '.join(map(str, named))}, "
+                              "and none is called default; write the one to use to chat_template.jinja")
+        found = named["default"]
+    if found is None:
+        _log.warning("%s: no chat template there, so chats have DeepSeek-V3's form; for another one write "
+                     "chat_template.jinja", directory)
+        return TEMPLATE
+    if not isinstance(found, str):
+        raise FathomError(f"{directory / 'tokenizer_config.json'}: chat_template={found!r:.80}: must be text; write it "
+                          "to chat_template.jinja")
+    return found
+
+
+def _stops(directory: Path) -> list[int]:
+    """`eos_token_id` of generation_config.json, if the file is there."""
+    path = directory / "generation_config.json"
+    if not path.is_file():
+        return []
+    found = disk.read_json(path).get("eos_token_id")
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < 1 << 32 for i in ids):
+        raise FathomError(f"{path}: eos_token_id={found!r:.80}: must be a token id or a list of them; correct it")
+    return ids
+
+
+def _after(asked: str, content: str) -> str:
+    """`content` less the mark at its beginning that the prompt already ends in: R1's <think>."""
+    opening = _OPENING.search(asked)
+    if opening is None or not content.startswith(opening[1]):
+        return content
+    whole = opening[0]
+    return content.removeprefix(whole) if content.startswith(whole) else content.removeprefix(opening[1])
+
+
+def _pattern(tokens: Iterable[str]) -> re.Pattern[str] | None:
+    """A pattern of any of `tokens`, the longest first; as a tree, since some vocabularies have a thousand of them."""
+    tree: dict[str, Any] = {}
+    for token in tokens:
+        branch = tree
+        for character in token:
+            branch = branch.setdefault(character, {})
+        branch[""] = {}
+    tree.pop("", None)
+    return re.compile(_branches(tree)) if tree else None
+
+
+def _branches(tree: dict[str, Any]) -> str:
+    prefix = ""
+    while len(tree) == 1 and "" not in tree:
+        (character, tree), = tree.items()
+        prefix += re.escape(character)
+    choices = [re.escape(character) + _branches(below) for character, below in tree.items() if character]
+    if not choices:
+        return prefix
+    return f"{prefix}(?:{'|'.join(choices)})" + ("?" if "" in tree else "")

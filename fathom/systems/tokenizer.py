@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -13,11 +13,14 @@ from fathom.core.run import Run
 class TokenizerSettings(Settings):
     """Learns a byte-level BPE vocabulary and writes it, with a chat template, to DIR/model.
 
-    Digits are tokens of their own; control tokens, chat template and stop token have DeepSeek-V3's form.
+    Digits are tokens of their own; control tokens, chat template and stop token have the form of the family named.
     """
 
     data: tuple[str | dict[str, Any], ...] = Field(
         min_length=1, description="tasks and files whose text the vocabulary is learnt from")
+    template: Literal["v2", "v3", "r1", "llama3", "qwen2", "qwen2.5", "qwen3", "smollm2"] = Field(
+        "v3", description="family whose chat template and control tokens it gets")
+    infill: bool = Field(False, description="add the FIM markers that fim of pretrain needs")
     vocab_size: int = Field(512, ge=265, le=1_000_000, description="most tokens, control tokens included")
 
 
@@ -34,7 +37,8 @@ def tokenizer(cfg: TokenizerSettings, run: Run) -> None:
     store = RecordStore(run.dir / "records")
     ledger = gather(
         store, cfg.data, lambda number: run.seed("data", number), text, run.log, lambda: run.stop_requested)
-    learnt = Tokenizer.train((record.data["text"] for record in store.kept()), cfg.vocab_size)
+    learnt = Tokenizer.train(
+        (record.data["text"] for record in store.kept()), cfg.vocab_size, cfg.template, cfg.infill)
     if learnt.vocab_size < cfg.vocab_size:
         run.log.info("the data has no more pairs to merge: %d tokens", learnt.vocab_size)
     if not disk.is_complete(run.dir / "model"):

@@ -16,6 +16,7 @@ import pytest
 from fathom.audit import Check, State, audit, checks
 from fathom.core import disk
 from fathom.core.errors import AuditFailed, UsageError
+from fathom.model.template import FAMILIES
 from fathom.model.tokenizer import TEMPLATE, Tokenizer
 
 HERE = Path(__file__).parent
@@ -37,11 +38,13 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def tokenizer(world: Path, template: str = TEMPLATE, special: bool = True) -> str:
-    """A directory with a tokenizer that has this chat template."""
+    """A directory with a tokenizer that has this chat template; without `special` one of its tokens is like text."""
     texts = [m["content"] for chat in CHATS for m in chat["messages"]]
     files = Tokenizer.train(texts, 300).files() | {"chat_template.jinja": template.encode()}
     if not special:
         files["tokenizer.json"] = files["tokenizer.json"].replace(b'"special":true', b'"special":false')
+        for name in ("tokenizer.json", "chat_template.jinja"):
+            files[name] = files[name].replace("<｜User｜>".encode(), b"<user>")
     (world / "init").mkdir(exist_ok=True)
     for name, content in files.items():
         (world / "init" / name).write_bytes(content)
@@ -74,6 +77,7 @@ NO_STOP = TEMPLATE.replace("{{ m.content }}{{ eos_token }}", "{{ m.content }}")
 assert NO_STOP != TEMPLATE
 LATE_STOP = TEMPLATE.replace("{{ m.content }}{{ eos_token }}", "{{ m.content }} [end]{{ eos_token }}")
 TWICE = TEMPLATE.replace("{{ bos_token }}", "{{ bos_token }}{{ bos_token }}")
+assert TWICE != TEMPLATE
 THINKS = TEMPLATE.replace("%}<｜Assistant｜>{% endif %}", "%}<｜Assistant｜>Let me think.{% endif %}")
 assert THINKS != TEMPLATE
 MUTE = TEMPLATE.replace("{% if add_generation_prompt %}<｜Assistant｜>{% endif %}", "")
@@ -155,6 +159,23 @@ FAULTS = {
     "length above all": (
         lambda w: grpo(w, rewards={"accuracy": 1, "own_faulty:wordy": 1}), "the sum", "weigh accuracy"),
 }
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_family_has_a_fault(name: str, world: Path) -> None:
+    """Those that trim, add empty thinking or end turns with another token than EOS are sound too."""
+    answers = [{"role": "assistant", "content": f"<think>\nIt is {i}.\n</think>\n\n{i} "} for i in range(40)]
+    thinking = [{"messages": [chat["messages"][0], answer]} for chat, answer in zip(CHATS, answers, strict=True)]
+    rows = thinking if name == "r1" else [*CHATS, *thinking]  # R1's prompt begins the thinking: no answer is without
+    files = Tokenizer.train([m["content"] for chat in rows for m in chat["messages"]], 300, name).files()
+    if name == "qwen3":
+        files["tokenizer_config.json"] = files["tokenizer_config.json"].replace(
+            b'"eos_token": "<|im_end|>"', b'"eos_token": "<|endoftext|>"')
+    (world / "init").mkdir()
+    for file, content in files.items():
+        (world / "init" / file).write_bytes(content)
+    told = recipe(world, taught={"run": "sft", "init": "init", "data": [lines(world, rows)]})
+    assert [check for check in checks(told) if check.state is State.FAIL] == []
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -120,12 +120,36 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert loaded.files() == TOKENIZER.files()
 
 
-def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
+def test_what_is_written_like_a_control_token_is_one(tmp_path: Path) -> None:
+    """DeepSeek-V3's file calls <｜User｜> ordinary; typed by a user it would open a turn."""
+    for name, content in TOKENIZER.files().items():
+        (tmp_path / name).write_bytes(content)
+    raw = (tmp_path / "tokenizer.json").read_bytes()
+    (tmp_path / "tokenizer.json").write_bytes(raw.replace(b'"special":true', b'"special":false'))
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.control_ids == TOKENIZER.control_ids == {IDS[token] for token in CONTROL}
+    text = "".join(CONTROL)
+    assert loaded.encode(text) == TOKENIZER.encode(text)
+    assert loaded.encode(text, control=True) == [IDS[token] for token in CONTROL]
+    assert b'"special":true' not in loaded.files()["tokenizer.json"]  # what the file said is kept
+
+
+def test_half_of_a_surrogate_pair_is_named() -> None:
+    for use in (TOKENIZER.encode, TOKENIZER.document, lambda text: TOKENIZER.chat([user(text), assistant("x")])):
+        with pytest.raises(FathomError, match=r"is half of a surrogate pair \(0xdc80\), which is no character"):
+            use("a\udc80")
+
+
+def test_what_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FathomError, match="no assistant turn"):
         TOKENIZER.chat([user("hello")])
     with pytest.raises(FathomError, match="vocab_size=64"):
         Tokenizer.train(CORPUS, 64)
     with pytest.raises(FathomError, match=r"tokenizer.json: no such file"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(" " * 2000)
+    with monkeypatch.context() as patch, pytest.raises(FathomError, match=r"tokenizer.json: larger than 1000 bytes"):
+        patch.setattr("fathom.model.tokenizer.LARGEST", 1000)
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(FathomError, match="not a tokenizer"):
