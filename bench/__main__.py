@@ -1,4 +1,7 @@
-"""Runs benches by name and prints tables: `python -m bench [train] [decode] [compiled] [grpo] [sandbox] [judges] …`."""
+"""Runs benches by name and prints tables: `python -m bench [train] [decode] [compiled] [grpo] [sandbox] [judges] …`.
+
+`python -m bench load --gb 4` has options of its own and runs alone.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,13 @@ NAMES = ("train", "decode", "compiled", "grpo")  # what is run where nothing is 
 
 def main() -> None:
     """Measures what the command line names, or everything."""
+    if sys.argv[1:2] == ["load"]:
+        from bench import load
+        load.main(sys.argv[2:])
+        return
     asked = sys.argv[1:] or list(NAMES)
     if unknown := [name for name in asked if name not in (*NAMES, "sandbox", "judges", "profile")]:
-        sys.exit(f"{unknown[0]}: no such bench; there are {', '.join(NAMES)}, sandbox, judges and profile")
+        sys.exit(f"{unknown[0]}: no such bench; there are {', '.join(NAMES)}, sandbox, judges, profile and load")
     if "profile" in asked:
         from bench.profile import shares
         print(shares())

@@ -121,6 +121,51 @@ def show(
     shown(directory, n=n, rejects=rejects, outcome=outcome, step=step)
 
 
+@app.command("inspect")
+def inspect(
+    what: Annotated[str | None, typer.Argument(help="a preset, a model directory or a .gguf file; alone: the presets")]
+    = None,
+    as_json: Annotated[bool, typer.Option("--json", help="the same as JSON")] = False,
+    context: Annotated[int | None, typer.Option(help="tokens per sequence, for memory and arithmetic", min=1)] = None,
+    batch: Annotated[int, typer.Option(help="sequences in the cache", min=1)] = 1,
+) -> None:
+    """Print what a model is and costs: parameters, cache, memory, arithmetic, routing, and its template's loss mask."""
+    from fathom.model.inspect import show as shown
+
+    shown(what, context, batch, as_json)
+
+
+@app.command("convert")
+def convert(
+    source: Annotated[Path, typer.Argument(help="a model directory, a .gguf file, or a packaged model's name")],
+    target: Annotated[Path, typer.Argument(help="the directory to write; it must not exist")],
+    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16, float32 or fp8; else as stored")] = None,
+    experts: Annotated[str, typer.Option(help="split or fused")] = "split",
+    names: Annotated[str, typer.Option(help="hf, or deepseek for its inference demo")] = "hf",
+    tokenizer: Annotated[Path | None, typer.Option(help="a directory that has one, where SOURCE has none")] = None,
+    shard_gb: Annotated[float, typer.Option(help="most of one file, in 10⁹ bytes", min=0.001)] = 5.0,
+    license: Annotated[str, typer.Option(help="what the model card says")] = "unknown",
+) -> None:
+    """Rewrite a model in another form, a tensor at a time; nothing is kept unless both forms give the same bits."""
+    from fathom.model import weights
+
+    weights.convert(source, target, dtype, experts, names, tokenizer, int(shard_gb * 1e9), license, typer.echo)
+    typer.echo(target)
+
+
+@app.command("push")
+def push(
+    directory: Annotated[Path, typer.Argument(help="a model directory that Fathom has finished")],
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face hub")],
+    private: Annotated[bool, typer.Option("--private", help="only you see a repository that is made now")] = False,
+    revision: Annotated[str | None, typer.Option(help="a branch, made if need be")] = None,
+) -> None:
+    """Upload a finished model directory to the Hugging Face hub."""
+    from fathom.model import weights
+
+    typer.echo(weights.push(directory, repo, private, revision))
+
+
 @app.command("doctor")
 def doctor() -> None:
     """Print what this machine offers: versions, memory, devices, the sandbox's level, extras that are missing."""

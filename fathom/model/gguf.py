@@ -6,10 +6,10 @@ queries and keys are ordered, and which pre-tokenizer a name stands for is ours.
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +23,13 @@ from fathom.core.errors import FathomError
 from fathom.model import weights
 from fathom.model.config import ModelConfig
 from fathom.model.tokenizer import Tokenizer
+from fathom.model.weights.directory import opened, same, write_about
+from fathom.model.weights.streamed import probe, streamed
 
 if TYPE_CHECKING:
     import tokenizers
 
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
 # the GGUF keys of one architecture, {a} standing for its name
 FIELDS = {
     "num_hidden_layers": "{a}.block_count", "max_position_embeddings": "{a}.context_length",
@@ -37,6 +40,7 @@ FIELDS = {
 BLOCK = {
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
     "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
 }
 OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -60,7 +64,10 @@ def directory(path: Path, dtype: torch.dtype = torch.bfloat16, cache: Path | Non
 
 
 def convert(path: Path, target: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Writes the model directory `target` from a GGUF file of the llama architecture, a tensor at a time."""
+    """Writes the model directory `target` from a GGUF file of a dense architecture, a tensor at a time.
+
+    What was written is read back and must give the logits of the file's own numbers before it gets its name.
+    """
     try:
         import gguf
     except ModuleNotFoundError as error:
@@ -84,30 +91,33 @@ def convert(path: Path, target: Path, dtype: torch.dtype = torch.bfloat16) -> No
     config = _config(path, values, tied="output.weight" not in named)
     tokenizer = _tokenizer(path, values)
 
-    def entries() -> Iterator[weights.Entry]:
-        for name, tensor in named.items():
-            outside = _name(path, name)
-            shape = [int(n) for n in reversed(tensor.shape)]
+    outside = {_name(path, name): tensor for name, tensor in named.items()}
 
-            def read(tensor: Any = tensor, outside: str = outside) -> Tensor:
-                exact = torch.from_numpy(np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type)))
-                return _reordered(outside, exact, config).to(dtype)
+    def read(name: str) -> Tensor:
+        exact = torch.from_numpy(np.array(gguf.quants.dequantize(outside[name].data, outside[name].tensor_type)))
+        paired = values["general.architecture"] == "llama"
+        return (_reordered(name, exact, config) if paired else exact).to(dtype)
 
-            yield outside, shape, dtype, read
+    def fill(targets: Mapping[str, Tensor]) -> None:
+        for name, target in targets.items():
+            target.copy_(read(name))
 
     with disk.commit(target) as folder:
         settings = weights.hugging_face_config(config, tokenizer, dtype)
-        folder.write("config.json", json.dumps(settings, indent=2, sort_keys=True).encode())
-        for name, content in tokenizer.files().items():
-            folder.write(name, content)
-        folder.write("README.md", f"# {values.get('general.name', path.stem)}\n\nConverted from {path.name}.\n")
-        weights.write_stream(folder.path(weights.WEIGHTS), list(entries()))
+        about = f"{values.get('general.name', path.stem)}, converted from {path.name}."
+        write_about(folder, settings, config, tokenizer, {}, about, str(values.get("general.license", "unknown")))
+        file = folder.path(weights.WEIGHTS)
+        weights.write_stream(file, [
+            (name, [int(n) for n in reversed(tensor.shape)], dtype, partial(read, name))
+            for name, tensor in outside.items()])
+        described, stored = opened(file.parent)
+        same(target, probe(streamed(config, fill, dtype)), probe(streamed(described.config, stored.fill, dtype)))
 
 
 def _config(path: Path, values: dict[str, Any], tied: bool) -> ModelConfig:
     kind = values.get("general.architecture")
-    if kind != "llama":
-        raise FathomError(f"{path}: architecture {kind!r}; this version reads llama (which SmolLM2 is) from GGUF; "
+    if kind not in ARCHITECTURES:
+        raise FathomError(f"{path}: architecture {kind!r}; this version reads {', '.join(ARCHITECTURES)} from GGUF; "
                           "convert another model's Hugging Face directory instead")
     for key in (f"{kind}.rope.scaling.type", f"{kind}.rope.scaling.factor"):
         if values.get(key) not in (None, "none"):
@@ -122,6 +132,7 @@ def _config(path: Path, values: dict[str, Any], tied: bool) -> ModelConfig:
     return build(ModelConfig, fields | {
         "attention": "gqa", "head_dim": values.get(f"{kind}.attention.key_length", width), "rope_interleave": False,
         "vocab_size": len(values["tokenizer.ggml.tokens"]), "tie_word_embeddings": tied, "n_routed_experts": 0,
+        "qkv_bias": kind == "qwen2", "qk_norm": kind == "qwen3",
     }, str(path))
 
 
@@ -133,7 +144,7 @@ def _name(path: Path, name: str) -> str:
     parts = stem.split(".")
     if len(parts) == 3 and parts[0] == "blk" and parts[2] in BLOCK:
         return f"model.layers.{parts[1]}.{BLOCK[parts[2]]}.{kind}"
-    raise FathomError(f"{path}: tensor {name}: not part of the llama architecture; convert another file")
+    raise FathomError(f"{path}: tensor {name}: not part of the architectures that are read; convert another file")
 
 
 def _reordered(name: str, tensor: Tensor, config: ModelConfig) -> Tensor:

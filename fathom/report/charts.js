@@ -77,9 +77,9 @@ class Group {
 }
 
 class LineChart {
-  /* spec: {title, note, unit, log, wide, share, series: [{label, colour, x, y, band?, dashed?, per}]} */
+  /* spec: {title, note, unit, log, wide, share, axis?, series: [{label, colour, x, y, band?, dashed?, per}]} */
   constructor(spec, group, size) {
-    Object.assign(this, { spec, group, hidden: new Set(), width: 0 });
+    Object.assign(this, { spec, group, axis: spec.axis || "step", hidden: new Set(), width: 0 });
     this.steps = [...new Set(spec.series.flatMap((s) => s.x))].sort((a, b) => a - b);
     this.height = size === "wide" ? 270 : size === "half" ? 220 : 165;
     this.plot = el("div", { class: "plot", tabindex: 0, role: "img", "aria-label": this.summary() });
@@ -101,8 +101,8 @@ class LineChart {
     return [this.spec.note, per > 1 ? `each point is the mean of ${per} logged steps` : ""].filter(Boolean).join("; ");
   }
   summary() {
-    const said = this.spec.series.map((s) => `${s.label} from ${show(s.y[0], this.spec.unit)} at step ${s.x[0]} to ${show(s.y.at(-1), this.spec.unit)} at step ${s.x.at(-1)}`);
-    return `${this.spec.title}: ${said.join("; ")}. Use the arrow keys to read single steps.`;
+    const said = this.spec.series.map((s) => `${s.label} from ${show(s.y[0], this.spec.unit)} at ${this.axis} ${s.x[0]} to ${show(s.y.at(-1), this.spec.unit)} at ${this.axis} ${s.x.at(-1)}`);
+    return `${this.spec.title}: ${said.join("; ")}. Use the arrow keys to read single ${this.axis}s.`;
   }
   makeLegend() {
     this.values = this.spec.series.map((s) => {
@@ -196,8 +196,8 @@ class LineChart {
       if (shown !== null && !this.hidden.has(s) && !this.spec.share) this.top.append(svg("circle", { cx: this.x(s.x[k]), cy: this.y(s.y[k]), r: 3.4, css: { fill: `var(--${s.colour})`, stroke: "var(--card)", "stroke-width": 1.5 } }));
     });
     const step = shown === null ? this.steps.at(-1) : this.steps[nearest(this.steps, shown)];
-    this.where.textContent = `${shown === null ? "last, " : ""}step ${whole(step)}`;
-    if (document.activeElement === this.plot && shown !== null) this.live.textContent = `step ${step}: ${read.join(", ")}`;
+    this.where.textContent = `${shown === null ? "last, " : ""}${this.axis} ${whole(step)}`;
+    if (document.activeElement === this.plot && shown !== null) this.live.textContent = `${this.axis} ${step}: ${read.join(", ")}`;
   }
   point(event) {
     const box = this.plot.getBoundingClientRect();

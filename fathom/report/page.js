@@ -167,6 +167,25 @@ function loadCard(load) {
   frames > 1 ? el("div", { class: "charts" }, new LineChart({ title: "Busiest expert", note: "times an even share; 1 is perfectly balanced", unit: "", series }, group, "wide").node) : null);
 }
 
+/* Needles found by depth (rows) and length (columns): the fuller the colour, the more of them. */
+function needleCard(grid) {
+  const part = (share) => `${Math.round(100 * share)}\u202f%`;
+  const best = Math.max(...grid.found.flat()), worst = Math.min(...grid.found.flat()), all = grid.found.flat();
+  const cell = (share, depth, length) => el("td", { css: { background: `color-mix(in srgb, var(--right) ${Math.round(78 * share)}%, var(--even))` }, title: `${whole(length)} tokens, depth ${part(depth)}: ${part(share)} of ${grid.samples}` }, part(share));
+  return el("figure", {}, el("figcaption", {}, el("b", { text: grid.name }), ` ${part(all.reduce((a, v) => a + v, 0) / all.length)} found`, best > worst ? `, ${part(worst)} in the worst cell` : ""),
+    el("div", { class: "scroll" }, el("table", { class: "needles" }, el("thead", {}, el("tr", {}, el("th", { scope: "col", text: "depth" }), grid.lengths.map((length) => el("th", { scope: "col", text: whole(length) })))),
+      el("tbody", {}, grid.depths.map((depth, d) => el("tr", {}, el("th", { scope: "row", text: part(depth) }), grid.lengths.map((length, n) => cell(grid.found[d][n], depth, length))))))));
+}
+
+function proofSection() {
+  if (!data.proofs.length) return null;
+  return section("proof", "Long texts", "How well the model predicts the deeper it is in a text, and whether it finds a code that was said once. A curve that turns upwards past the old length is a broken stretching.", data.proofs.map((proof) =>
+    el("div", { class: "card" }, el("div", { class: "stage-head" }, el("h3", {}, proof.stage, el("span", { text: `${whole(proof.original)} → ${whole(proof.target)} tokens` }))),
+      el("div", { class: "charts" }, new LineChart(proof.chart, new Group(), "wide").node),
+      el("h4", { class: "sub", text: "Needles found" }), el("p", { class: "quiet small", text: "by depth in the text (rows) and its length in tokens (columns), greedy answers" }),
+      el("div", { class: "grids" }, proof.grids.map(needleCard)))));
+}
+
 function evaluationSection() {
   if (!data.evaluations.length) return null;
   const tasks = [...new Set(data.evaluations.flatMap((e) => e.tasks.map((t) => t.task)))];
@@ -204,7 +223,7 @@ function settingsSection() {
   return section("settings", "Settings", "", el("div", { class: "card" }, folds));
 }
 
-const parts = [headline(), timelineSection(), curvesSection(),
+const parts = [headline(), timelineSection(), proofSection(), curvesSection(),
   data.load.length ? section("experts", "Expert load", "How evenly the router spreads tokens. The neutral colour is an even share; warm experts get more, cool ones less.", data.load.map(loadCard)) : null,
   evaluationSection(), data.completions.length ? section("completions", "Completions", "", completionsBrowser(data.completions)) : null, ledgerSection(), settingsSection()].filter(Boolean);
 const links = parts.map((part) => el("a", { href: `#${part.id}`, text: part.querySelector("h2").textContent }));

@@ -10,6 +10,7 @@ from fathom.core.records import Ledger
 from fathom.report.compare import Comparison, compare_stages
 from fathom.report.completions import completions
 from fathom.report.curves import charts, expert_load, points
+from fathom.report.proof import proof
 from fathom.report.read import Attempt, RunDir, Stage
 
 BREAK = 0.02  # longest share of the time line that an idle pause between attempts may take
@@ -28,6 +29,7 @@ def page(run: RunDir) -> dict[str, Any]:
         "headline": _headline(run, ran, compared),
         "timeline": timeline(run),
         "curves": [found for stage in ran if (found := _curves(stage))],
+        "proofs": [found for stage in ran if (found := proof(stage))],
         "load": [
             {"stage": stage.name, **load} for stage in ran if (load := expert_load(stage.metrics.rows)) is not None
         ],

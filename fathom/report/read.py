@@ -78,6 +78,11 @@ class Stage:
         """scores.json of an evaluation, or an empty dict."""
         return read_json(self.dir / "scores.json") or {}
 
+    @cached_property
+    def proofs(self) -> tuple[dict[str, Any], ...]:
+        """What a long-context stage measured, in order (`proof/0-before.json`)."""
+        return tuple(read_json(path) or {} for path in sorted((self.dir / "proof").glob("*.json")))
+
     @property
     def exists(self) -> bool:
         return bool(self.manifest) or (self.dir / "metrics.jsonl").exists() or (self.dir / "scores.json").exists()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
+from fathom.core.console import trained_pieces, trained_text, visible
 from fathom.core.errors import UsageError
 from fathom.report.read import Row, RunDir, Stage, prompt_text, read_run
 
@@ -85,10 +86,10 @@ class _Record:
     @staticmethod
     def _coloured(tokenizer: Tokenizer, tokens: Sequence[int], trained: Sequence[bool]) -> Text:
         """The example as the model sees it, control tokens too: what it is trained on in green, the rest dim."""
-        text = Text()
-        for mask, run in itertools.groupby(zip(tokens, trained, strict=True), key=lambda pair: pair[1]):
-            said = tokenizer.backend.decode([token for token, _ in run], skip_special_tokens=False)
-            text.append(cut(said, 4000), style="green" if mask else "dim")
+        def decode(run: list[int]) -> str:
+            return cut(tokenizer.backend.decode(run, skip_special_tokens=False), 4000)
+
+        text = trained_text(trained_pieces(decode, tokens, trained))
         text.append(f"\n{sum(trained)} of {len(tokens)} tokens trained (green)", style="dim italic")
         return text
 
@@ -121,7 +122,7 @@ class _Problem:
 
 def cut(text: str, width: int) -> str:
     """`text` without its middle where it is longer than `width`, saying how much is left out; control bytes shown."""
-    text = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+    text = visible(text)
     if len(text) <= width:
         return text
     head = width * 2 // 3

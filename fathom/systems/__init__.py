@@ -32,6 +32,9 @@ SYSTEMS: dict[str, System] = {
     "pretrain": System(
         "fathom.systems.pretrain", "Pretrain", "pretrain",
         "Trains a model from random weights on documents: next token, the token after it, balanced experts."),
+    "extend": System(
+        "fathom.systems.extend", "Extend", "extend",
+        "Lengthens what a model can read: YaRN, then training on long texts in phases, with a proof."),
     "sft": System(
         "fathom.systems.sft", "Sft", "sft",
         "Teaches a model by chats, or by tasks with worked solutions."),
@@ -45,7 +48,7 @@ SYSTEMS: dict[str, System] = {
         "fathom.systems.evaluate", "Evaluate", "evaluate",
         "Asks a model the test problems of tasks and scores what comes back."),
 }
-MAKES_MODEL = ("tokenizer", "pretrain", "sft", "grpo")
+MAKES_MODEL = ("tokenizer", "pretrain", "extend", "sft", "grpo")
 NEEDED = ("torch", "safetensors", "tokenizers", "jinja2")  # by every system: the extra `model`
 OTHER_INPUTS = (".txt", ".py", ".gguf")  # files beside data whose content counts
 

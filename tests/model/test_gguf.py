@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_models import sharp
 
 from fathom.core.chat import Message, Sampling
 from fathom.core.errors import FathomError, UsageError
@@ -39,13 +40,15 @@ def permuted(tensor: torch.Tensor, heads: int) -> torch.Tensor:
 
 def begun(path: Path, config: ModelConfig, tokenizer: Tokenizer, **change: object) -> package.GGUFWriter:
     """A writer that has everything but tensors."""
-    writer = package.GGUFWriter(path, change.get("architecture", "llama"))
+    family = config.family if config.family in gguf.ARCHITECTURES else "llama"
+    writer = package.GGUFWriter(path, change.get("architecture", family))
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_tokenizer_model("gpt2")
@@ -87,7 +90,7 @@ def written(path: Path, model: Transformer, tokenizer: Tokenizer, kind: str = "F
     writer = begun(path, config, tokenizer, **change)
     quantised = package.GGMLQuantizationType[kind]
     for name, tensor in weights.outward(model).items():
-        if name.endswith(("q_proj.weight", "k_proj.weight")):
+        if name.endswith(("q_proj.weight", "k_proj.weight")) and config.family == "llama":
             tensor = permuted(tensor, config.num_attention_heads if "q_proj" in name else config.num_key_value_heads)
         array = tensor.detach().float().numpy()
         if kind == "F32" or array.ndim == 1:
@@ -123,6 +126,23 @@ def test_there_and_back(kind: str, tmp_path: Path, tokenizer: Tokenizer) -> None
         assert torch.equal(logits(back), logits(model))
     again = gguf.directory(path, torch.float32, tmp_path / "cache")  # converted once
     assert [p.name for p in (tmp_path / "cache").iterdir()] == [again.name]
+
+
+@pytest.mark.parametrize("change", [
+    {"qkv_bias": True, "rope_theta": 1e6}, {"qk_norm": True, "head_dim": 24, "tie_word_embeddings": True}],
+    ids=["qwen2", "qwen3"])
+def test_other_architectures_keep_the_order_of_their_rows(
+    change: dict[str, object], tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    config = CONFIG.model_copy(update=change)
+    model = sharp(config, dtype=torch.float32)
+    path = written(tmp_path / "m.gguf", model, tokenizer, pre="qwen2")
+    back, _ = weights.load(gguf.directory(path, torch.float32, tmp_path / "cache"))
+    assert back.config == config
+    assert back.config.family in ("qwen2", "qwen3")
+    assert torch.equal(logits(back), logits(model))
+    weights.convert(path, tmp_path / "converted", dtype="float32", say=lambda line: None)
+    assert torch.equal(logits(weights.load(tmp_path / "converted")[0]), logits(model))
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

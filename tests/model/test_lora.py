@@ -98,13 +98,16 @@ def test_merged_is_unmerged(name: str, dtype: torch.dtype, rank: int) -> None:
     got = full(model), decoded(model)
     with lora.off(model):
         assert deviation(full(model), got[0]) > 0.1  # the adapters matter
+    exact = adapted(CONFIGS[name], Lora(rank=rank, alpha=6))
+    rounding = [deviation(low, high) for low, high in zip(got, (full(exact), decoded(exact)), strict=True)]
     names = set(sharp(CONFIGS[name]).state_dict())
     lora.merge(model)
     assert not lora.adapted(model)
     assert set(model.state_dict()) == names
-    for found, expected in zip((full(model), decoded(model)), got, strict=True):
+    for found, expected, noise in zip((full(model), decoded(model)), got, rounding, strict=True):
         assert expected.std() >= 1
-        assert_within(found, expected, MERGED[dtype])
+        # in FP32 as far as the same model's own roundings carry it, which differs from shape to shape
+        assert_within(found, expected, MERGED[dtype] if dtype == torch.float64 else min(5 * noise, 1e-4))
 
 
 @pytest.mark.equivalence

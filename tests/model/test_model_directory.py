@@ -141,8 +141,8 @@ def test_damage_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("field", "value"), [
-    ("model_type", "gpt2"), ("rope_scaling", {"type": "yarn"}), ("n_group", 8), ("scoring_func", "softmax"),
-    ("quantization_config", {"quant_method": "fp8"}), ("norm_topk_prob", False)])
+    ("model_type", "gpt2"), ("rope_scaling", {"type": "linear"}), ("n_group", 8), ("scoring_func", "softmax"),
+    ("quantization_config", {"quant_method": "fp8"}), ("moe_layer_freq", 2)])
 def test_what_is_not_computed_is_refused(field: str, value: object, tmp_path: Path) -> None:
     saved(tmp_path / "model", WIDE["mla-moe-mtp"])
     raw = json.loads((tmp_path / "model" / "config.json").read_text())

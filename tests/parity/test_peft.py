@@ -116,10 +116,10 @@ def tensor_change(change: Callable[[dict[str, Tensor]], None]) -> Callable[[Path
 
 
 def other_layer(tensors: dict[str, Tensor]) -> None:
-    """Layer 2 gets the B of layer 1."""
+    """The last layer's attention gets the B of the first's."""
     for name in tensors:
-        if "layers.2." in name and name.endswith("lora_B.weight"):
-            tensors[name] = tensors[name.replace("layers.2.", "layers.1.")].clone()
+        if "layers.1.self_attn" in name and name.endswith("lora_B.weight"):
+            tensors[name] = tensors[name.replace("layers.1.", "layers.0.")].clone()
 
 
 def experts_outside_rank(tensors: dict[str, Tensor]) -> None:

@@ -64,14 +64,17 @@ def warm_up() -> None:
     import fathom.engine.engine
     import fathom.systems.distill
     import fathom.systems.evaluate
+    import fathom.systems.extend
     import fathom.systems.grpo
     import fathom.systems.pretrain
     import fathom.systems.sft
     import fathom.systems.tokenizer
     import fathom.tasks.examples
     import fathom.tasks.judging
+    import fathom.tasks.needle
     import fathom.tasks.scores
     import fathom.train.learner
+    import fathom.train.positions
     import fathom.train.prepare
     from fathom.tasks.task import load_task
 
@@ -139,7 +142,7 @@ def in_child(request: dict[str, Any]) -> int:
 def watch(inside: str, point: tuple[int, str], seen: list[str]) -> None:
     """Counts the operations that change something in the directory `inside`, notes each, and dies at `point`."""
     import fathom.core.journal
-    import fathom.model.weights
+    import fathom.model.weights.directory
     import fathom.train.checkpoint
     from fathom.core import disk
 
@@ -166,7 +169,7 @@ def watch(inside: str, point: tuple[int, str], seen: list[str]) -> None:
         return wrapped
 
     places = [(os, name) for name in NAMES] + [(disk, "_write")]
-    places += [(fathom.model.weights, "write_stream"), (fathom.train.checkpoint, "save_file")]
+    places += [(fathom.model.weights.directory, "write_stream"), (fathom.train.checkpoint, "save_file")]
     for module, name in places:
         setattr(module, name, dying(getattr(module, name), name))
 

@@ -142,6 +142,14 @@ class Small:
                 "sampling": {"max_tokens": 16}, "rewards": {"accuracy": 1.0, "digits:share": 1.0}, "kl": 0.01,
                 "optim": {"lr": 0.003}, "checkpoints": {"every": 5}, "samples_every": 1,
             },
+            "extend": {
+                "init": str(self.root / "base" / "model"), "data": [{**SUMS, "think": "steps", "count": 120}],
+                "phases": [{"length": 160, "steps": 5}, {"length": 256, "steps": 5, "lr": 0.0005}],
+                "tokens_per_step": 512, "mask_documents": False, "optim": {"lr": 0.001, "schedule": "constant"},
+                "proof": {"texts": 4, "margin": 9, "lengths": [128, 160], "depths": [0, 1], "samples": 1, "others": 0,
+                          "needle_mean": 0, "needle_worst": 0},
+                "held_out_every": 3, "checkpoints": {"every": 3},
+            },
             "evaluate": {
                 "model": str(self.root / "base" / "model"), "tasks": [SUMS], "problems": 24, "k": 2, "chunk": 5,
                 "sampling": {"max_tokens": 16},
@@ -184,8 +192,8 @@ def kept(directory: Path) -> dict[str, Any]:
         if folder.exists():
             disk.verify(folder)
             found[str(folder.relative_to(directory))] = disk.digest(folder)
-    for path in sorted((directory / "samples").glob("*")):
-        found[f"samples/{path.name}"] = path.read_text(encoding="utf-8")
+    for path in (path for folder in ("samples", "proof") for path in sorted((directory / folder).glob("*"))):
+        found[f"{path.parent.name}/{path.name}"] = path.read_text(encoding="utf-8")
     if (directory / "records").exists():
         store = RecordStore(directory / "records")
         ledger = store.ledger()

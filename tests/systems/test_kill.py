@@ -29,6 +29,7 @@ pytestmark = pytest.mark.kill
 SEED = int(os.environ.get("FATHOM_KILL_SEED", "0")) or int(time.time())
 FEW = {"pretrain": {"tokens": 1024, "held_out_every": 1}, "grpo": {"steps": 2, "problems": 2}}
 FEW["sft"] = {"epochs": 0.5}
+FEW["extend"] = {"phases": [{"length": 160, "steps": 1}, {"length": 192, "steps": 2}], "held_out_every": 1}
 ONE = {"checkpoints": {"every": 1, "keep": 1}}
 
 
@@ -130,7 +131,7 @@ def test_killed_at_twenty_random_moments_it_ends_as_if_nothing_had_happened(smal
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("system", ["tokenizer", "sft", "evaluate", "distill"])
+@pytest.mark.parametrize("system", ["tokenizer", "extend", "sft", "evaluate", "distill"])
 def test_other_systems_killed_at_random(small, twins, place, system):
     random_kills(small, twins, place, system, 8)
 
@@ -169,13 +170,13 @@ def wait_for_lines(path: Path, number: int) -> None:
 # SIGKILL at every disk operation.
 
 
-@pytest.mark.parametrize("system", ["pretrain", "grpo"])
+@pytest.mark.parametrize("system", ["pretrain", "extend", "grpo"])
 def test_killed_at_a_sample_of_disk_operations(small, twins, place, system):
     enumerated(small, twins, place, system, 6, **FEW[system], **ONE)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("system", ["pretrain", "grpo"])
+@pytest.mark.parametrize("system", ["pretrain", "extend", "grpo"])
 def test_killed_at_every_disk_operation(small, twins, place, system):
     kills = enumerated(small, twins, place, system, None, **FEW[system], **ONE)
     assert kills > 100
@@ -193,6 +194,8 @@ def test_the_save_path_has_the_operations_that_the_enumeration_dies_at(small, pl
         "pretrain": ("save_file /checkpoints/", "write_stream /.tmp-", "_write /metrics.jsonl", "fsync /metrics.jsonl",
                      "rename /checkpoints/000002", "rename /model", "rename /records/000001", "rename /records/000003",
                      "replace /manifest.json", "unlink /checkpoints/", "rmdir /checkpoints/"),
+        "extend": ("replace /proof/0-before.json", "replace /proof/3-phase-2.json", "_write /metrics.jsonl",
+                   "rename /checkpoints/000003", "rename /model"),
         "grpo": ("sqlite COMMIT", "replace /samples/000002.jsonl", "rename /checkpoints/000002", "rename /model"),
     }.items():
         names = operations(small.forks[0], place, system, small.settings(system, **FEW[system], **ONE))
@@ -252,7 +255,7 @@ def test_a_signal_saves_exits_75_and_continues_exactly(small, twins, place, numb
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("system", ["sft", "grpo", "evaluate", "distill"])
+@pytest.mark.parametrize("system", ["extend", "sft", "grpo", "evaluate", "distill"])
 def test_every_system_stops_at_sigterm_and_continues_exactly(small, twins, place, system):
     words = (system, small.settings(system), "--dir", place / "run")
     first = small.forks[0].run(*words, signal=SIGTERM, file=str(place / "run" / "timing.jsonl"), lines=2)
