@@ -99,7 +99,7 @@ def document(length: int, seed: str, *, facts: float = 0.5, names: int = 6, digi
     to `names` people, each said over and over: all but its first mention can be known from what stands before.
     """
     rng = random.Random(seed)
-    chosen = rng.sample(NAMES, rng.randint(min(3, names), names))
+    chosen = rng.sample(NAMES, rng.randint(min(2, names), names))
     known = {name: f"{rng.randrange(10**digits):0{digits}}" for name in chosen}
     sentences: list[str] = []
     size = 0

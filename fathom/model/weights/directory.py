@@ -53,8 +53,8 @@ def save(directory: Path, model: Transformer, tokenizer: Tokenizer, made: str = 
                 if not torch.equal(tensor, wanted[name]):
                     raise otherwise(directory, f"{name} differs from what was to be written")
 
-        again = probe(streamed(described.config, fill, weight.dtype, weight.device))
-        same(directory, probe(model), again, exact=weight.device.type == "cpu")
+        again = probe(streamed(described.config, fill, weight.dtype, weight.device), weight.device)
+        same(directory, probe(model, weight.device), again, exact=weight.device.type == "cpu")
 
 
 def load(directory: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> tuple[

@@ -71,11 +71,10 @@ def _apart(name: str) -> bool:
         path[0] == "mtp" and len(path) == 3)
 
 
-def probe(model: Transformer) -> Tensor:
-    """Logits of a few fixed rows of several lengths, [T, V], and below them those of multi-token prediction."""
-    config, device = model.config, model.embed_tokens.weight.device
-    if device.type == "meta":
-        device = torch.device("cpu")
+def probe(model: Transformer, device: torch.device | str = "cpu") -> Tensor:
+    """Logits of a few fixed rows of several lengths, [T, V], and below them those of multi-token prediction; `device` is
+    where the model computes, which a streamed one does not show."""
+    config = model.config
     lengths = [min(length, config.max_position_embeddings) for length in LENGTHS]
     layout = Layout.packed(lengths, device)
     tokens_T = (torch.arange(sum(lengths), device=device) * 7919 + 1) % config.vocab_size
