@@ -95,7 +95,7 @@ def parity(dtype: torch.dtype, device: str) -> list[str]:
 
 
 def exactness(device: str, layers: int = 6) -> list[str]:
-    """Rows: both sides in FP32 beside ours in FP64, in the first layers at their true width: whose rounding is whose."""
+    """Rows: both sides in FP32 beside ours in FP64, a few layers at their true width: whose rounding is whose."""
     model = _made(torch.float32, device, layers)
     tokens = torch.randint(0, 100_000, (POSITIONS[-1] + 1,), device=device,
                            generator=torch.Generator(device).manual_seed(1))

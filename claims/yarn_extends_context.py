@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fathom.core.disk import write_atomic
+from fathom.core.disk import is_complete, write_atomic
 from fathom.core.errors import AuditFailed
 from fathom.core.run import read_manifest
 from fathom.systems import start
@@ -49,6 +49,8 @@ def texts(length: int, facts: float, names: int, count: int) -> dict[str, Any]:
 def pretrained(root: Path, seed: int, device: str) -> Path:
     """The directory of a model that has read texts of at most ORIGINAL tokens."""
     words, base = root / f"words-{seed}", root / f"base-{seed}"
+    if is_complete(base / "model"):  # made before, perhaps on another machine
+        return base
     start("tokenizer", {"data": [texts(ORIGINAL, 0.5, 6, 500)], "vocab_size": 560}, words, seed, "claim")
     start("pretrain", {
         "model": MODEL, "tokenizer": str(words / "model"), "tokens": TOKENS, "tokens_per_step": 8192,

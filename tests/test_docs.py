@@ -44,7 +44,7 @@ def test_commands_parse(page: Path) -> None:
             targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
             assert words[1] in targets, line
             continue
-        if words[0] in ("pip", "python", "git", "cd"):
+        if words[0] in ("pip", "python", "git", "cd", "hf"):
             continue
         assert words[0] == "fathom", line
         if words[1] in SYSTEMS:
@@ -53,7 +53,8 @@ def test_commands_parse(page: Path) -> None:
         elif words[1] in ("run", "audit"):
             load_yaml(recipes.find(words[2]))
         else:
-            assert words[1] in ("demo", "report", "compare", "show", "inspect", "convert", "push", "doctor", "--help"), line
+            assert words[1] in ("demo", "report", "compare", "show", "inspect", "convert", "push", "doctor",
+                                "--help"), line
 
 
 @pytest.mark.docs
@@ -79,7 +80,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.docs
 @pytest.mark.parametrize("name", [*recipes.tiny(), "smollm2-gsm8k"])
 def test_recipes_load(name: str) -> None:
-    given = [] if name == "tiny/demo" else ["train=a.jsonl", "test=b.jsonl"]
+    given = [] if name in ("tiny/demo", "tiny/long") else ["train=a.jsonl", "test=b.jsonl"]
     assert recipes.load(name, given).stages
 
 
@@ -88,7 +89,7 @@ def test_recipes_load(name: str) -> None:
 def test_commands_run(tmp_path: Path) -> None:
     """The pages' commands in reading order in one directory, after the demo they refer to."""
     order = ["README.md", "tokenizer.md", "pretrain.md", "sft.md", "grpo.md", "distill.md", "evaluate.md", "recipes.md",
-             "data.md", "audit.md"]
+             "data.md", "audit.md", "inspect.md", "models.md", "templates.md", "extend.md"]
     pages = {page.name: page for page in PAGES}
     fathom = [sys.executable, "-m", "fathom"]
     subprocess.run([*fathom, "demo"], cwd=tmp_path, check=True, capture_output=True)
