@@ -72,8 +72,10 @@ def _apart(name: str) -> bool:
 
 
 def probe(model: Transformer, device: torch.device | str = "cpu") -> Tensor:
-    """Logits of a few fixed rows of several lengths, [T, V], and below them those of multi-token prediction; `device` is
-    where the model computes, which a streamed one does not show."""
+    """Logits of a few fixed rows of several lengths, [T, V], and below them those of multi-token prediction.
+
+    `device` is where the model computes, which a streamed one does not show.
+    """
     config = model.config
     lengths = [min(length, config.max_position_embeddings) for length in LENGTHS]
     layout = Layout.packed(lengths, device)
