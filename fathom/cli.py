@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from fathom import __version__
 from fathom.core.errors import FathomError, UsageError
-from fathom.systems import SYSTEMS, settings_class
+from fathom.systems import SYSTEMS, command
+from fathom.systems.command import EXTRA, Dry, Fresh, Quiet
 
 # Nothing here imports pydantic or a settings class before a command needs it: `fathom --help` is to answer at once.
 app = typer.Typer(
@@ -19,13 +19,6 @@ app = typer.Typer(
     help="Trains language models to reason, on problems that a program checks, and shows that it did.\n\n"
     "Start with `fathom demo`. `fathom run RECIPE` runs a sequence of systems; each system also runs alone.",
 )
-
-Seed = Annotated[int, typer.Option(help="names all randomness of the run", min=0)]
-Fresh = Annotated[bool, typer.Option("--fresh", help="move an earlier run aside and start anew")]
-Dry = Annotated[bool, typer.Option("--dry-run", help="check the settings, print what it would cost, do nothing")]
-Limit = Annotated[float | None, typer.Option(help="stop, resumable, after this many seconds")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="no log lines on the terminal; they are in DIR/logs")]
-EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 @app.callback(invoke_without_command=True)
@@ -52,7 +45,7 @@ def run(
     if dry_run:
         for stage in loaded.stages:
             typer.echo(f"{stage.name}: {stage.system} in {loaded.directory / stage.name}")
-            _print_plan(stage.settings)
+            command.print_plan(stage.settings)
         return
     typer.echo(f"report: {recipes.run(loaded, fresh, not quiet)}")
 
@@ -177,56 +170,11 @@ def doctor() -> None:
         typer.echo(line)
 
 
-class _SystemCommand(TyperCommand):
-    """The command of a system, whose settings class is loaded and explained when its own --help is asked for."""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        from fathom.core.config import describe
-
-        cls = settings_class(str(self.name))
-        rows = [(f"{key}={default}" if default else key, text) for key, _, default, text in describe(cls)]
-        width = min(34, max(len(left) for left, _ in rows))
-        table = "\n".join(f"{left:<{width}}  {text}" for left, text in rows)
-        doc = "\n\n".join(" ".join(part.split()) for part in (cls.__doc__ or "").split("\n\n"))
-        self.help = f"{doc}\n\n\b\nSettings, as key=value or in a YAML file:\n{table}"
-        super().format_help(ctx, formatter)
-
-
-def _system(name: str) -> None:
-    """Adds the command of one system."""
-
-    def command(
-        ctx: typer.Context,
-        settings: Annotated[str | None, typer.Argument(help="a YAML file of settings, or the first key=value")] = None,
-        dir: Annotated[Path, typer.Option(help="the run directory")] = Path("runs") / name,
-        seed: Seed = 0, fresh: Fresh = False, dry_run: Dry = False, time_limit: Limit = None, quiet: Quiet = False,
-    ) -> None:
-        from fathom.core.config import build, load_yaml, merge, parse_overrides
-        from fathom.systems import start
-
-        file = settings if settings and "=" not in settings and not settings.startswith("-") else None
-        words = [*([settings] if settings and file is None else []), *ctx.args]
-        values = merge(load_yaml(file) if file else {}, parse_overrides(words))
-        where = file or "command line"
-        if dry_run:
-            _print_plan(build(settings_class(name), values, where))
-            return
-        start(name, values, dir, seed, where, fresh=fresh, time_limit=time_limit, console=not quiet)
-
-    app.command(name, cls=_SystemCommand, context_settings=EXTRA, short_help=SYSTEMS[name].about)(command)
-
-
-def _print_plan(settings: Any) -> None:
-    plan = getattr(settings, "plan", None)
-    for key, value in (plan() if plan else {}).items():
-        typer.echo(f"  {key}: {value:,}" if isinstance(value, int) else f"  {key}: {value}")
-
-
 # What typer raises for a word that it does not know: the UsageError of click, or of the copy of click that it carries.
 _Refused: Any = typer.BadParameter.__mro__[1]
 
 for _name in SYSTEMS:
-    _system(_name)
+    command.add(app, _name)
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ _PLACES = ("river", "village", "market", "forest", "harbour", "bridge", "garden"
 _PIECES = re.compile(r"\d|\s(?=\d)|[^\W\d_]+|[^\w\s]|_")
 _NUMBER = re.compile(r"\d+")
 _LONGEST = 1_000_000
+AGAIN = 0.15  # chance that a text to learn from says the latest code once more
 
 
 def pieces(text: str) -> int:
@@ -99,14 +100,21 @@ def document(length: int, seed: str, *, facts: float = 0.5, names: int = 6, digi
     to `names` people, each said over and over: all but its first mention can be known from what stands before.
     """
     rng = random.Random(seed)
-    chosen = rng.sample(NAMES, rng.randint(min(2, names), names))
+    chosen = rng.sample(NAMES, rng.randint(min(3, names), names))
     known = {name: f"{rng.randrange(10**digits):0{digits}}" for name in chosen}
+    turn: list[str] = []
+    last = ""
     sentences: list[str] = []
     size = 0
     while True:
         if rng.random() < facts:
-            name = rng.choice(chosen)
-            sentence = fact(name, known[name])
+            if not last or rng.random() >= AGAIN:  # everybody in turn, so that repeating the latest code is seldom right
+                if not turn:
+                    turn = rng.sample(chosen, len(chosen))
+                    if turn[-1] == last:
+                        turn.reverse()
+                last = turn.pop()
+            sentence = fact(last, known[last])
         else:
             sentence = _filler(rng)
         size += pieces(sentence)
