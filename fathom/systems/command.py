@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from fathom.core.errors import UsageError
 from fathom.systems import SYSTEMS, settings_class
 
 Seed = Annotated[int, typer.Option(help="names all randomness of the run", min=0)]
@@ -43,14 +44,19 @@ def add(app: typer.Typer, name: str) -> None:
         seed: Seed = 0, fresh: Fresh = False, dry_run: Dry = False, time_limit: Limit = None, quiet: Quiet = False,
     ) -> None:
         from fathom.core.config import build, load_yaml, merge, parse_overrides
-        from fathom.systems import start
+        from fathom.systems import check_paths, start
 
         file = settings if settings and "=" not in settings and not settings.startswith("-") else None
         words = [*([settings] if settings and file is None else []), *ctx.args]
         values = merge(load_yaml(file) if file else {}, parse_overrides(words))
         where = file or "command line"
         if dry_run:
-            print_plan(build(settings_class(name), values, where))
+            built = build(settings_class(name), values, where)
+            print_plan(built)
+            try:
+                check_paths(built, where)
+            except UsageError as error:  # what it begins with may be made later
+                typer.echo(f"  missing so far: {error}")
             return
         start(name, values, dir, seed, where, fresh=fresh, time_limit=time_limit, console=not quiet)
 

@@ -91,12 +91,15 @@ class Pretrain(Settings):
         return config
 
     def plan(self) -> dict[str, Any]:
-        """What this will cost, for --dry-run."""
-        config = self.shape(None)
+        """What this will cost, for --dry-run; with the tokenizer's vocabulary where it is there already."""
+        from fathom.model.tokenizer import Tokenizer
+
+        there = (self.tokenizer / "tokenizer.json").is_file()
+        config = self.shape(Tokenizer.load(self.tokenizer).vocab_size if there else None)
         steps = -(-self.tokens // self.tokens_per_step)
         bill = cost(config)
         return {
-            "parameters": bill.parameters, "of multi-token prediction besides": bill.mtp,
+            "vocabulary": config.vocab_size, "parameters": bill.parameters, "of multi-token prediction besides": bill.mtp,
             "active per token": bill.active, "steps": steps, "tokens per step": self.tokens_per_step,
             "weights, gradients, optimiser (bytes)": bill.training_bytes("fp32"),
             "arithmetic (FLOP)": bill.training_flops(self.sequence_length) * self.tokens,

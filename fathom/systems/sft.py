@@ -57,6 +57,15 @@ class Sft(Settings):
             self.lora.check_biases(self.optim.bias_speed)
         return self
 
+    def plan(self) -> dict[str, Any]:
+        """What is going to be done, for --dry-run; how many steps that is the data will tell."""
+        return {
+            "init": f"{self.init} (`fathom inspect` tells its parameters and memory)",
+            "trained": f"adapters of rank {self.lora.rank}" if self.lora else "every weight", "epochs": self.epochs,
+            "tokens per step": self.tokens_per_step, "longest example": self.sequence_length,
+            "learning rate": self.optim.lr,
+        }
+
 
 def sft(cfg: Sft, run: Run) -> None:
     """Trains as `cfg` says; the result is DIR/model."""

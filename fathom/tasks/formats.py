@@ -167,7 +167,18 @@ def _turn(turn: Any) -> Message:
     if isinstance(message.content, tuple) and any(isinstance(part, Image) for part in message.content):
         raise BadRow("a message has an image")
     _encodable(message.text, "a message")
-    return message
+    return _with_reasoning(turn, message)
+
+
+def _with_reasoning(turn: Mapping[str, Any], message: Message) -> Message:
+    """The message with its reasoning in the text, where DeepSeek's API and servers after it keep the two apart."""
+    reasoning = turn.get("reasoning_content") or turn.get("reasoning")
+    if not reasoning:
+        return message
+    if not isinstance(reasoning, str) or message.role != "assistant" or "</think>" in message.text:
+        raise BadRow("a message has reasoning that cannot be joined with it")
+    _encodable(reasoning, "a message")
+    return Message("assistant", f"<think>\n{reasoning.strip()}\n</think>\n\n{message.text}")
 
 
 def _taught(chat: tuple[Message, ...]) -> tuple[Message, ...]:

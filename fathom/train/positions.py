@@ -96,13 +96,15 @@ def bend(curve: Curve, original: int, margin: float) -> str | None:
     """What is wrong where the curve turns upwards past `original`, or None.
 
     It does where the mean loss of a bucket past `original` exceeds the lowest mean of any bucket before it by more than
-    `margin` nats plus two standard errors of the difference. The bucket that exceeds most is named.
+    `margin` nats plus two standard errors of the difference, taken within each text: how much texts differ from one
+    another says nothing about it. The bucket that exceeds most is named.
     """
-    mean, error = curve.mean, curve.error
+    mean = curve.mean
     worst: tuple[float, int, int, float] | None = None
     for b in range(curve.edges.index(original), len(mean)):
         best = min(range(b), key=lambda i: mean[i])
-        doubt = 2 * math.hypot(error[b], error[best])
+        difference_N = curve.loss_NB[:, b] - curve.loss_NB[:, best]
+        doubt = 2 * float(difference_N.std(ddof=1)) / math.sqrt(len(difference_N))
         excess = mean[b] - mean[best] - margin - doubt
         if excess > 0 and (worst is None or excess > worst[0]):
             worst = (excess, b, best, doubt)

@@ -92,6 +92,12 @@ def test_a_model_is_stretched_as_v3_is() -> None:
     _, grouped = stretched(ModelConfig(attention="gqa", max_position_embeddings=256), Scaling(), 2048)
     assert grouped.rope_scaling == RopeScaling(factor=8, original_max_position_embeddings=256)
     assert grouped.rope_scaling.rotary_factor == pytest.approx(0.1 * np.log(8) + 1)
+    for scale in (0.0, 0.5, 2.0):  # the setting does what it says in either kind of attention
+        m = 0.1 * scale * np.log(8) + 1
+        _, one = stretched(ModelConfig(attention="gqa", max_position_embeddings=256), Scaling(mscale=scale), 2048)
+        assert (one.rope_scaling.rotary_factor, one.softmax_scale) == (pytest.approx(m), pytest.approx(32**-0.5))
+        _, one = stretched(ModelConfig(max_position_embeddings=256), Scaling(mscale=scale), 2048)
+        assert (one.rope_scaling.rotary_factor, one.softmax_scale) == (1.0, pytest.approx(48**-0.5 * m**2))
     _, plain = stretched(ModelConfig(max_position_embeddings=256), None, 2048)
     assert (plain.rope_scaling, plain.max_position_embeddings) == (None, 2048)
 
@@ -147,6 +153,9 @@ def test_the_bend_must_exceed_margin_and_doubt() -> None:
     assert bend(curve(*slight, noise=0.001), 256, 0.05) is None
     assert bend(curve(*slight, noise=0.001), 256, 0.03) is not None
     assert bend(curve(*slight, noise=0.2), 256, 0.03) is None, "within two standard errors"
+    apart = curve(*FALLING[:-1], 2.3)
+    apart = Curve(apart.edges, apart.loss_NB + 3.0 * np.arange(len(apart.loss_NB))[:, None])
+    assert bend(apart, 256, 0.05) is not None, "how much texts differ from one another hides no bend"
     steep = (2.0, 2.6, 2.4, 2.2, 1.9, 1.9, 1.9, 1.9, 1.9, 1.9)
     assert bend(curve(*steep), 256, 0.0) is None, "what rises below the old length is the data's, not the stretching's"
 
@@ -175,7 +184,9 @@ def test_needles_that_are_not_found_are_named_by_cell() -> None:
     good = grid([4, 4], [4, 4])
     assert needle_faults(good, good, Proof()) == []
     [mean, cell] = needle_faults(grid([4, 1], [4, 4]), good, Proof())
-    assert mean.startswith("81 % of the needles found, fewer than proof.needle_mean=0.9")
+    assert mean.startswith("62 % of the needles found at 2,048 tokens, fewer than proof.needle_mean=0.9")
+    short = {"lengths": [256, 512, 1024, 2048], "depths": [0.0, 1.0], "samples": 4, "right": [[4, 4, 4, 3], [4, 4, 4, 3]]}
+    assert len(needle_faults(short, short, Proof())) == 1, "what is found at short lengths makes up for nothing"
     assert cell.startswith("25 % at 2,048 tokens, depth 0 %, fewer than proof.needle_worst=0.5")
     assert needle_faults(grid([0, 0], [0, 0]), good, Proof(needle_mean=0, needle_worst=0)) == []
     unable = needle_faults(grid([0, 0], [0, 0]), grid([0, 0], [1, 0]), Proof())
@@ -262,7 +273,7 @@ def test_the_report_shows_both_pictures(small, twins) -> None:
 def test_what_does_not_hold_is_not_called_done(small, place) -> None:
     """Exit code 3 each time, no model, the last checkpoint kept, and the cell and the remedy named."""
     path = small.settings("extend", proof={
-        "texts": 4, "margin": 9, "lengths": [128, 160], "depths": [1], "samples": 1, "others": 0})
+        "texts": 4, "margin": 9, "lengths": [128, 256], "depths": [1], "samples": 1, "others": 0})
     for _ in range(2):
         said = small.forks[0].run("extend", path, "--dir", place / "run")
         assert said.code == 3, said.said

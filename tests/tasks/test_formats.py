@@ -249,3 +249,18 @@ def test_math_as_examples_and_problems(tmp_path: Path) -> None:
     problems = list(task.problems("train"))
     assert len(problems) + sum(task.skipped.values()) == 7463  # type: ignore[attr-defined]
     assert {p.task for p in problems} == {"math"}
+
+
+def test_reasoning_apart_is_joined_and_never_dropped(tmp_path: Path) -> None:
+    """DeepSeek's API gives it beside the content; without it a template would train an empty thought."""
+    def row(**more: object) -> dict[str, object]:
+        return {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes", **more}]}
+
+    [form] = recognise([row(reasoning_content="because")])
+    for key in ("reasoning_content", "reasoning"):
+        chat = form.example(row(**{key: "because\n"}))
+        assert chat[-1].text == "<think>\nbecause\n</think>\n\nyes"
+    assert form.example(row(reasoning_content=None))[-1].text == "yes"
+    for bad in ({"reasoning_content": 5}, {"reasoning_content": "a", "content": "<think>b</think>c"}):
+        with pytest.raises(BadRow, match="reasoning that cannot be joined"):
+            form.example(row(**bad))
