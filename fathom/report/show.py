@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,12 +87,15 @@ class _Record:
 
     @staticmethod
     def _coloured(tokenizer: Tokenizer, tokens: Sequence[int], trained: Sequence[bool]) -> Text:
-        """The example as the model sees it, control tokens too: what it is trained on in green, the rest dim."""
+        """The example as the model sees it, control tokens too: what it is trained on in green, the rest dim; where no
+        colours are seen, it stands between marks."""
         def decode(run: list[int]) -> str:
             return cut(tokenizer.backend.decode(run, skip_special_tokens=False), 4000)
 
-        text = trained_text(trained_pieces(decode, tokens, trained))
-        text.append(f"\n{sum(trained)} of {len(tokens)} tokens trained (green)", style="dim italic")
+        marked = not sys.stdout.isatty() or bool(os.environ.get("NO_COLOR"))
+        text = trained_text(trained_pieces(decode, tokens, trained), marked)
+        seen = "between ⟦ and ⟧" if marked else "green"
+        text.append(f"\n{sum(trained)} of {len(tokens)} tokens trained ({seen})", style="dim italic")
         return text
 
 

@@ -197,9 +197,9 @@ def stretched(config: ModelConfig, scaling: Scaling | None, target: int) -> tupl
     # as every DeepSeek release has it: both scales alike, so that cos and sin stay and the softmax gets m²
     if config.attention == "mla" and scaling.mscale:
         rope = rope.model_copy(update={"mscale": scaling.mscale, "mscale_all_dim": scaling.mscale})
-    elif config.attention == "mla" or scaling.mscale != 1.0:  # said in numbers: readers take a scale of 0 for none given
-        factor_of_angles = 1.0 if config.attention == "mla" else rope.m(scaling.mscale)
-        rope = rope.model_copy(update={"attention_factor": factor_of_angles})
+    elif config.attention == "mla" or scaling.mscale != 1.0:  # as a number: readers take a scale of 0 for none given
+        rope = rope.model_copy(update={
+            "attention_factor": 1.0 if config.attention == "mla" else rope.m(scaling.mscale)})
     longest = max(target, round(factor * original))
     return original, config.model_copy(update={"rope_scaling": rope, "max_position_embeddings": longest})
 

@@ -99,8 +99,9 @@ class Pretrain(Settings):
         steps = -(-self.tokens // self.tokens_per_step)
         bill = cost(config)
         return {
-            "vocabulary": config.vocab_size, "parameters": bill.parameters, "of multi-token prediction besides": bill.mtp,
-            "active per token": bill.active, "steps": steps, "tokens per step": self.tokens_per_step,
+            "vocabulary": config.vocab_size, "parameters": bill.parameters,
+            "of multi-token prediction besides": bill.mtp, "active per token": bill.active, "steps": steps,
+            "tokens per step": self.tokens_per_step,
             "weights, gradients, optimiser (bytes)": bill.training_bytes("fp32"),
             "arithmetic (FLOP)": bill.training_flops(self.sequence_length) * self.tokens,
             "cache per token (elements)": bill.cache_elements,

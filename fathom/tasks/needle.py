@@ -108,7 +108,7 @@ def document(length: int, seed: str, *, facts: float = 0.5, names: int = 6, digi
     size = 0
     while True:
         if rng.random() < facts:
-            if not last or rng.random() >= AGAIN:  # everybody in turn, so that repeating the latest code is seldom right
+            if not last or rng.random() >= AGAIN:  # in turn, so that repeating the latest code is seldom right
                 if not turn:
                     turn = rng.sample(chosen, len(chosen))
                     if turn[-1] == last:
