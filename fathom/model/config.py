@@ -24,19 +24,25 @@ class RopeScaling(Settings):
     aliases: ClassVar[Mapping[str, str]] = {"rope_type": "type"}
 
     type: Literal["yarn", "llama3"] = Field("yarn", description="the rule: yarn or llama3")
-    factor: float = Field(gt=0, description="how many times longer sequences may be")
-    original_max_position_embeddings: int = Field(ge=1, description="longest sequence of pre-training, in tokens")
+    factor: float = Field(ge=1e-3, le=1e6, description="how many times longer sequences may be")
+    original_max_position_embeddings: int = Field(
+        ge=1, le=10**9, description="longest sequence of pre-training, in tokens")
     # yarn
-    beta_fast: float = Field(32.0, gt=0, description="turns over that length from which frequencies stay (β)")
-    beta_slow: float = Field(1.0, gt=0, description="turns up to which frequencies are divided by the factor (α)")
-    mscale: float | None = Field(None, description="a in m(a) = 0.1·a·ln factor + 1, the factor on cos and sin")
+    beta_fast: float = Field(32.0, gt=0, le=1e9, description="turns over that length from which frequencies stay (β)")
+    beta_slow: float = Field(
+        1.0, gt=0, le=1e9, description="turns up to which frequencies are divided by the factor (α)")
+    mscale: float | None = Field(
+        None, ge=0, le=100, description="a in m(a) = 0.1·a·ln factor + 1, the factor on cos and sin")
     mscale_all_dim: float | None = Field(
-        None, description="the same for the softmax: its scale is multiplied by m², cos and sin are divided by m")
-    attention_factor: float | None = Field(None, gt=0, description="what cos and sin are multiplied by instead")
+        None, ge=0, le=100,
+        description="the same for the softmax: its scale is multiplied by m², cos and sin are divided by m")
+    attention_factor: float | None = Field(
+        None, gt=0, le=1e4, description="what cos and sin are multiplied by instead")
     truncate: bool = Field(True, description="the ramp's ends are whole channel numbers")
     # llama3
-    low_freq_factor: float = Field(1.0, gt=0, description="turns up to which frequencies are divided by the factor")
-    high_freq_factor: float = Field(4.0, gt=0, description="turns from which frequencies stay")
+    low_freq_factor: float = Field(
+        1.0, gt=0, le=1e9, description="turns up to which frequencies are divided by the factor")
+    high_freq_factor: float = Field(4.0, gt=0, le=1e9, description="turns from which frequencies stay")
 
     @model_validator(mode="after")
     def _ordered(self) -> RopeScaling:
@@ -100,7 +106,7 @@ class ModelConfig(Settings):
     num_experts_per_tok: int = Field(2, ge=1, description="routed experts chosen for each token")
     moe_intermediate_size: int = Field(64, ge=1, description="width of one expert")
     first_k_dense_replace: int = Field(1, ge=0, description="leading layers that stay dense")
-    routed_scaling_factor: float = Field(1.0, gt=0, description="factor on the routed experts' weights")
+    routed_scaling_factor: float = Field(1.0, gt=0, le=1e4, description="factor on the routed experts' weights")
     scoring_func: Literal["sigmoid", "softmax"] = Field("sigmoid", description="affinities: sigmoid (V3), softmax (V2)")
     topk_method: Literal["noaux_tc", "greedy", "group_limited_greedy"] = Field(
         "noaux_tc", description="choice by affinity plus bias (V3), by affinity (V2-Lite), or in the best groups (V2)")
@@ -109,13 +115,13 @@ class ModelConfig(Settings):
     norm_topk_prob: bool = Field(True, description="the chosen experts' weights are divided by their sum")
 
     num_nextn_predict_layers: int = Field(0, ge=0, le=1, description="modules that predict one token further")
-    rope_theta: float = Field(10000.0, gt=0, description="base of the rotary frequencies")
+    rope_theta: float = Field(10000.0, gt=1, le=1e12, description="base of the rotary frequencies")
     rope_interleave: bool = Field(True, description="rotate neighbours (DeepSeek) or halves (Llama)")
     rope_scaling: RopeScaling | None = Field(None, description="stretched frequencies for long sequences, or null")
-    rms_norm_eps: float = Field(1e-6, gt=0, description="added to the mean square before the root")
-    max_position_embeddings: int = Field(1024, ge=1, description="longest sequence, in tokens")
+    rms_norm_eps: float = Field(1e-6, gt=0, le=1, description="added to the mean square before the root")
+    max_position_embeddings: int = Field(1024, ge=1, le=10**9, description="longest sequence, in tokens")
     tie_word_embeddings: bool = Field(False, description="the head shares the embedding's weights")
-    initializer_range: float = Field(0.02, gt=0, description="standard deviation of the initial weights")
+    initializer_range: float = Field(0.02, gt=0, le=100, description="standard deviation of the initial weights")
 
     @model_validator(mode="after")
     def _fits_together(self) -> ModelConfig:

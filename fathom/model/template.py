@@ -55,6 +55,11 @@ _DEEP = frozenset((
     "string", "unique", "sort", "min", "max", "dictsort", "groupby", "eq", "==", "equalto", "ne", "!=", "gt", ">",
     "greaterthan", "ge", ">=", "lt", "<", "lessthan", "le", "<=", "in"))
 
+_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))  # type: ignore[var-annotated]
+_PLACES: Any = (list, tuple, dict, range, *_VIEWS)
+# filters that read an attribute of each item, and the place of the argument that names it; None: by its name only
+_ATTRIBUTE = {"map": None, "selectattr": 0, "rejectattr": 0, "groupby": 0, "min": 1, "max": 1, "unique": 1, "sort": 2}
+
 
 @functools.cache
 def family(name: str) -> str:
@@ -111,7 +116,7 @@ def _spend(cost: int) -> None:
 
 def _glance(value: Any) -> None:
     """Pays for a value's own length."""
-    if isinstance(value, (str, list, tuple, dict, range)):
+    if isinstance(value, (str, _PLACES)):
         _spend(len(value))
 
 
@@ -122,7 +127,7 @@ def _weigh(value: Any) -> None:
         one = todo.pop()
         if isinstance(one, str):
             _spend(len(one))
-        elif isinstance(one, (list, tuple, dict, range)):
+        elif isinstance(one, _PLACES):
             _spend(1 + len(one))
             if isinstance(one, dict):
                 todo.extend(one.keys())
@@ -238,7 +243,7 @@ def _replaced(text: str, old: str, new: str, count: int = -1) -> str:
 @pass_context
 def _join(context: Context, values: Iterable[Any], d: str = "", attribute: str | None = None) -> str:
     if attribute is not None:
-        values = (context.environment.getattr(value, attribute) for value in values)
+        values = (context.environment.getattr(value, attribute) for value in _paid(values, STEP))
     return _strung(_text(d), [_text(value) for value in values])
 
 
@@ -269,7 +274,11 @@ def _tojson(
 
 
 def _priced(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter or test of jinja2's that pays for what it reads and what it makes."""
+    """A filter or test of jinja2's that pays for what it reads and what it makes.
+
+    What jinja2 would make one by one as it is asked for is made at once, so that a chain of filters is paid for at each
+    link; it is handed on as an iterator all the same, which is true though empty and can be read only once.
+    """
     look = _weigh if name in _DEEP else _glance
     kind = getattr(getattr(function, "jinja_pass_arg", None), "name", "")
 
@@ -278,10 +287,24 @@ def _priced(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         _spend(STEP)
         for read in (value, *args, *named.values()):
             look(read)
+        if (steps := _steps(name, args, named)) and not isinstance(value, Undefined):
+            value = _paid(value, STEP * steps)
         first = {"context": (context,), "eval_context": (context.eval_ctx,), "environment": (context.environment,)}
-        return _checked(function(*first.get(kind, ()), value, *args, **named))
+        made = function(*first.get(kind, ()), value, *args, **named)
+        return iter(_checked(list(_paid(made, STEP)))) if isinstance(made, Iterator) else _checked(made)
 
     return paid
+
+
+def _steps(name: str, args: Sequence[Any], named: Mapping[str, Any]) -> int:
+    """How many steps a filter takes to an attribute of each item ('a.0.b' has three); 0 if it looks at none."""
+    if name not in _ATTRIBUTE:
+        return 0
+    place = _ATTRIBUTE[name]
+    attribute = named.get("attribute", args[place] if place is not None and place < len(args) else None)
+    if isinstance(attribute, str):
+        return 1 + attribute.count(".") + attribute.count(",")
+    return 0 if attribute is None else 1
 
 
 class _Paying(NodeTransformer):
@@ -290,6 +313,8 @@ class _Paying(NodeTransformer):
     def generic_visit(self, node: Any, *args: Any, **kwargs: Any) -> Any:
         node = super().generic_visit(node, *args, **kwargs)
         match node:
+            case nodes.Filter(name=str(name)) if name.startswith("_"):  # ours, added above nodes that were visited
+                raise SecurityError(f"no filter named {name!r:.80}")
             case nodes.For():
                 node.iter = _call(node.iter, "_walk", nodes.Const(self._price(node.body, node.test)))
             case nodes.Macro() | nodes.CallBlock() | nodes.Block():
@@ -356,6 +381,12 @@ class _Environment(ImmutableSandboxedEnvironment):
             if isinstance(obj, kind):
                 return attr in names
         return not isinstance(obj, (int, float, range)) and super().is_safe_attribute(obj, attr, value)
+
+    def call_filter(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """What `map` calls for each item."""
+        if name.startswith("_"):
+            raise SecurityError(f"no filter named {name!r:.80}")
+        return super().call_filter(name, *args, **kwargs)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         return None  # str.format is refused like every other method that is not in METHODS

@@ -9,6 +9,8 @@ generates never sees that merge.
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 import functools
 import json
 import logging
@@ -23,7 +25,7 @@ from fathom.core.config import read_text
 from fathom.core.errors import FathomError
 from fathom.model.fim import DEEPSEEK, Form, cut, markers, order
 from fathom.model.template import LONGEST_TEMPLATE, ChatTemplate, family
-from fathom.model.turns import Plain, Span, Turns, guard, is_guarded, unguard
+from fathom.model.turns import Plain, Prompts, Span, Turns, guard, is_guarded, unguard
 
 if TYPE_CHECKING:
     import numpy
@@ -86,9 +88,13 @@ class Tokenizer:
         if unknown := [i for i in self._stops if backend.id_to_token(i) is None]:
             raise FathomError(f"tokenizer: no token {unknown[0]} to stop at; correct eos_token_id in "
                               "generation_config.json")
+        self._added = {t.content: i for i, t in added.items()}
+        self._cuts = _pattern(self._added)
+        self._turns = Turns(ChatTemplate(template, {"bos_token": bos, "eos_token": eos, "pad_token": self.pad}))
         # Some vocabularies do not call their control tokens special: DeepSeek-V3's <｜User｜>. Here they are.
-        self._lifted = [t for t in added.values() if not t.special and (
-            _BARRED.fullmatch(t.content) or t.content in (self.bos, self.eos, self.pad))]
+        structure = {self.bos, self.eos, self.pad, *self._written()}
+        self._lifted = [t for i, t in added.items() if not t.special and t.content not in MARKS and (
+            _BARRED.fullmatch(t.content) or i in self._stops or t.content in structure)]
         if self._lifted:
             from tokenizers import AddedToken
 
@@ -99,9 +105,6 @@ class Tokenizer:
         control = {i: t.content for i, t in added.items() if t.special or t.content in lifted}
         self.control_ids = frozenset(control)  # of the tokens that no text becomes unless asked
         self._control = _pattern(control.values())
-        self._added = {t.content: i for i, t in added.items()}
-        self._cuts = _pattern(self._added)
-        self._turns = Turns(ChatTemplate(template, {"bos_token": bos, "eos_token": eos, "pad_token": self.pad}))
 
     def _id(self, token: str) -> int:
         number = self.backend.token_to_id(token)
@@ -128,6 +131,14 @@ class Tokenizer:
         """The added tokens that stand in a rendering."""
         return iter(()) if self._cuts is None else self._cuts.finditer(text, start, len(text) if end is None else end)
 
+    def _written(self) -> set[str]:
+        """The added tokens that the template writes, marks left out."""
+        try:
+            text = self._sample[0]
+        except FathomError:  # it refuses such a chat, which `chat` will say: those that its source names
+            text = self._turns.template.source
+        return {found[0] for found in self._found(text) if found[0] not in MARKS}
+
     @functools.cached_property
     def stop_ids(self) -> frozenset[int]:
         """The tokens that end a completion: EOS, those of generation_config.json, and the one that the template writes
@@ -139,8 +150,7 @@ class Tokenizer:
     @functools.cached_property
     def written_ids(self) -> frozenset[int]:
         """The tokens that give a chat its structure: those that the template writes, BOS and EOS."""
-        written = {found[0] for found in self._found(self._sample[0]) if found[0] not in MARKS}
-        return frozenset(self._id(token) for token in (*written, self.bos, self.eos) if token is not None)
+        return frozenset(self._id(token) for token in (*self._written(), self.bos, self.eos) if token is not None)
 
     @classmethod
     def train(
@@ -183,7 +193,8 @@ class Tokenizer:
         """
         self.backend.encode_special_tokens = not control
         try:
-            return self.backend.encode(text, add_special_tokens=False).ids
+            with _library("tokenizer.json"):
+                return self.backend.encode(text, add_special_tokens=False).ids
         except TypeError as error:  # the library's word for a text that is not UTF-8
             bad = re.search("[\ud800-\udfff]", text)
             if bad is None:
@@ -193,7 +204,8 @@ class Tokenizer:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of `tokens`, control tokens left out, broken UTF-8 replaced."""
-        return self.backend.decode(list(tokens), skip_special_tokens=True)
+        with _library("tokenizer.json"):
+            return self.backend.decode(list(tokens), skip_special_tokens=True)
 
     def document(self, text: str) -> Encoded:
         """A document for pre-training: BOS where there is one, text, EOS, every token after the first trained."""
@@ -234,20 +246,23 @@ class Tokenizer:
         """
         plain = self._plain(messages)
         text, spans = self._turns.locate(plain, False, extra)
+        prompts = Prompts(self._turns, text, plain, spans, extra)
+        begins = prompts.ends()
+        starts = sorted(span.start for span in spans)
+        front = len(self.bos) if self.bos is not None and text.startswith(self.bos) else 0
         trained = []
         for i, message in enumerate(plain):
             if message["role"] != "assistant":
                 continue
-            # many templates refuse a chat without messages: a first turn begins where its content does
-            asked = self._turns.template.render(plain[:i], True, extra) if i else ""
-            start, end = spans[i]
+            begin, end = max(begins[i], front), spans[i].end
+            place = bisect.bisect_left(starts, end) + (spans[i].start == end)  # an empty turn does not follow itself
+            following = starts[place] if place < len(starts) else len(text)
             if keep_thinking and i == len(plain) - 1 and self._drops_thinking(text, plain, extra):
-                asked = asked or self._turns.template.render([], True, extra)
+                asked = prompts.ask(i)
                 answer = _after(asked, message["content"])
-                text, start, end = asked + answer + text[end:], len(asked), len(asked) + len(answer)
-            begin = self._asked(text, asked, plain, i, spans, start, extra) if asked else start
-            others = (s.start for j, s in enumerate(spans) if j != i and s.start >= spans[i].end)
-            following = min(others, default=len(text))
+                text = asked + answer + text[end:]
+                begin, end = len(asked), len(asked) + len(answer)
+                following = len(text)
             trained.append(Span(begin, self._stop(text, max(begin, end), following)))
         tokens = self._begin(text)
         mask = [False] * len(tokens)
@@ -272,22 +287,6 @@ class Tokenizer:
         if not self.add_bos or self.bos is None or self.bos_id is None or text.startswith(self.bos):
             return []
         return [self.bos_id]
-
-    def _asked(
-        self, text: str, asked: str, plain: Plain, i: int, spans: Sequence[Span], start: int, extra: dict[str, Any]
-    ) -> int:
-        """Where in `text` the prompt for message `i` ends, or as much of it as stands there."""
-        if text.startswith(asked):
-            return len(asked)
-        told = self._turns.template.render(plain[:i], False, extra)
-        if not asked.startswith(told):
-            raise FathomError(f"chat template: add_generation_prompt changes what stands before message {i}, so what "
-                              "is to be trained cannot be found; change the template")
-        generation = asked[len(told):]
-        gap = text[max((s.end for s in spans if s.end <= start), default=0): start]
-        if generation and (at := gap.rfind(generation)) >= 0:
-            return start - len(gap) + at + len(generation)
-        return start  # a prompt that is not shown like this, such as R1's <think> before an answer without
 
     def _drops_thinking(self, text: str, plain: Plain, extra: dict[str, Any]) -> bool:
         """Whether the template leaves out what the last message has before </think>."""
@@ -324,7 +323,8 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
         }
         self.backend.encode_special_tokens = False
-        backend = self.backend.to_str(pretty=False)
+        with _library("tokenizer.json"):
+            backend = self.backend.to_str(pretty=False)
         if self._lifted:  # the file says of its tokens what it said
             lifted = {token.content for token in self._lifted}
             written = json.loads(backend)
@@ -349,12 +349,12 @@ class Tokenizer:
         path = directory / "tokenizer.json"
         if not path.is_file():
             raise FathomError(f"{path}: no such file; name a directory that holds one, like DIR/model of a stage")
-        try:
-            backend = Backend.from_str(read_text(path, LARGEST))
-        except FathomError:
-            raise
-        except Exception as error:  # the library raises its bare base class
-            raise FathomError(f"{path}: not a tokenizer ({str(error)[:120]}); write it anew") from error
+        source = read_text(path, LARGEST)
+        with _library(path):
+            backend = Backend.from_str(source)
+            # settings of somebody's last call, which would cut prompts and fill up answers without a word
+            backend.no_truncation()
+            backend.no_padding()
         settings = disk.read_json(directory / "tokenizer_config.json")
         where = directory / "tokenizer_config.json"
         bos, eos, pad = (_named(where, settings, name) for name in ("bos_token", "eos_token", "pad_token"))
@@ -365,11 +365,23 @@ class Tokenizer:
         text = family(template) if template else _template(directory, settings)
         add_bos = settings.get("add_bos_token")
         if add_bos is None and bos is not None:
-            add_bos = backend.encode("", add_special_tokens=True).ids[:1] == [backend.token_to_id(bos)]
+            with _library(path):
+                add_bos = backend.encode("", add_special_tokens=True).ids[:1] == [backend.token_to_id(bos)]
         try:
             return cls(backend, text, bos, eos or EOS, pad, bool(add_bos) and bos is not None, _stops(directory))
         except FathomError as error:
             raise FathomError(f"{directory}: {error}") from error
+
+
+@contextlib.contextmanager
+def _library(path: Path | str) -> Iterator[None]:
+    """What the tokenizers library raises over a file, as FathomError: its bare base class, or a panic of its Rust."""
+    try:
+        yield
+    except BaseException as error:  # a panic is no Exception, and its class cannot be imported
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        raise FathomError(f"{path}: not a tokenizer that works ({str(error)[:120]}); write it anew") from error
 
 
 def _named(path: Path, settings: dict[str, Any], name: str) -> str | None:

@@ -6,6 +6,8 @@ and what depends on each is found by rendering again with a character in its pla
 
 from __future__ import annotations
 
+import bisect
+import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -118,12 +120,11 @@ class Turns:
         spans = None if skeleton is None else skeleton.fill(text, contents)
         if spans is None:
             spans = [self._probe(text, messages, i, generate, extra) for i in range(len(messages))]
-        reached = 0
+        reached, alone = 0, _alone(spans)
         for i, (message, span) in enumerate(zip(messages, spans, strict=True)):
             if message["role"] != "assistant":
                 continue
-            others = (s for j, s in enumerate(spans) if j != i and s.start < s.end)
-            if span.start < reached or any(s.start < span.end and span.start < s.end for s in others):
+            if span.start < reached or not alone[i]:
                 raise FathomError(f"chat template: message {i} (assistant) is not written in one place after the turns "
                                   "before it, so what is to be trained cannot be found; change the template")
             reached = span.end
@@ -156,6 +157,145 @@ class Turns:
         start = common(text, other)
         end = len(text) - min(common(text[::-1], other[::-1]), len(text) - start)
         return Span(start, end)
+
+
+def _alone(spans: Sequence[Span]) -> list[bool]:
+    """Whether each span shares no character with another, and an empty one does not stand inside another."""
+    order = sorted((span.start, span.end, i) for i, span in enumerate(spans) if span.start < span.end)
+    starts = [start for start, _, _ in order]
+    furthest = [(0, -1, 0)]  # of the first k in order: the end that reaches furthest, whose it is, the next one's
+    for _, end, i in order:
+        far, whose, next_far = furthest[-1]
+        furthest.append((end, i, far) if end > far else (far, whose, max(next_far, end)))
+    found = []
+    for i, span in enumerate(spans):
+        far, whose, next_far = furthest[bisect.bisect_left(starts, span.end)]
+        found.append((next_far if whose == i else far) <= span.start)
+    return found
+
+
+class _Ending(NamedTuple):
+    """How a prompt ends: the text that add_generation_prompt adds, and where it begins, from the content before it."""
+
+    offset: int
+    generation: str
+
+
+class Prompts:
+    """Where in the rendering of one chat the prompt for each assistant turn ends.
+
+    A prompt is rendered for each of the first SURE turns, for each whose surroundings (the role before it, and what the
+    template writes between the two contents) are new, for the last, and at each power of two. Other turns take what
+    was found between the same surroundings, so that the cost of a long chat grows with its length and not with its
+    square. If two that were rendered differ between the same surroundings, all are rendered.
+    """
+
+    SURE = 8
+
+    def __init__(self, turns: Turns, text: str, messages: Plain, spans: Sequence[Span], extra: Mapping[str, Any]):
+        self._template, self._text, self._messages, self._spans = turns.template, text, messages, spans
+        self._extra = extra
+        self._ends = sorted(span.end for span in spans)
+        self._known: dict[tuple[str, str], _Ending] = {}
+        self._differ = False
+
+    def ask(self, i: int) -> str:
+        """The prompt for message `i`."""
+        return self._template.render(self._messages[:i], True, self._extra) if i else self._first[0]
+
+    def ends(self) -> dict[int, int]:
+        """For each assistant turn where its prompt ends, or as much of it as stands in the rendering.
+
+        Raises FathomError where the generation prompt of the first turn or of another one cannot be found.
+        """
+        turns = [i for i, message in enumerate(self._messages) if message["role"] == "assistant"]
+        found: dict[int, int] = {}
+        for k, i in enumerate(turns):
+            sure = k < self.SURE or k & (k - 1) == 0 or i == turns[-1]
+            guess = None if sure else self._guess(i)
+            found[i] = self._exact(i) if guess is None else guess
+            if self._differ:
+                return {i: self._exact(i) for i in turns}
+        return found
+
+    def _around(self, i: int) -> tuple[int, tuple[str, str]]:
+        """Where the content before message `i` ends; and its role, with what is written between the two."""
+        start, end = self._spans[i]
+        place = bisect.bisect_right(self._ends, start) - 1
+        place -= start == end  # an empty content ends where it begins, but does not stand before itself
+        before = self._ends[place] if place >= 0 else 0
+        return before, (self._messages[i - 1]["role"] if i else "", self._text[before:start])
+
+    def _guess(self, i: int) -> int | None:
+        before, key = self._around(i)
+        ending = self._known.get(key)
+        return None if ending is None else self._put(i, before, key[1], ending)
+
+    def _put(self, i: int, before: int, gap: str, ending: _Ending) -> int:
+        at = before + ending.offset
+        if self._text.startswith(ending.generation, at):
+            return at + len(ending.generation)
+        return self._shown(gap, before, ending.generation, self._spans[i].start)
+
+    @staticmethod
+    def _shown(gap: str, before: int, generation: str, start: int) -> int:
+        if generation and (at := gap.rfind(generation)) >= 0:
+            return before + at + len(generation)
+        return start  # a prompt that is not shown like this, such as R1's <think> before an answer without
+
+    def _exact(self, i: int) -> int:
+        asked, text = self.ask(i), self._text
+        before, key = self._around(i)
+        if i == 0:
+            return len(asked) if text.startswith(asked) else self._late(key[1], self._first[1])
+        told = self._template.render(self._messages[:i], False, self._extra)
+        if not asked.startswith(told):
+            if text.startswith(asked):
+                return len(asked)
+            raise FathomError(f"chat template: add_generation_prompt changes what stands before message {i}, so what "
+                              "is to be trained cannot be found; change the template")
+        generation = asked[len(told):]
+        at = len(told) - before if text.startswith(told) else key[1].rfind(generation)
+        if at >= 0:
+            ending = _Ending(at, generation)
+            self._differ |= self._known.setdefault(key, ending) != ending
+        return len(asked) if text.startswith(asked) else self._shown(key[1], before, generation, self._spans[i].start)
+
+    def _late(self, front: str, generation: str) -> int:
+        """For a first turn before which more is written than in a chat without messages: where its prompt ends."""
+        at = self._shown(front, 0, generation, len(front))
+        if at == len(front) and generation and not _overlap(front, generation):
+            raise self._unfound()
+        return at
+
+    @functools.cached_property
+    def _first(self) -> tuple[str, str]:
+        """The prompt for a chat's first message, and what of it add_generation_prompt adds."""
+        try:
+            return self._template.render([], True, self._extra), self._generation([])
+        except FathomError:  # many templates refuse a chat without messages: what they add to a question is added here
+            generation = self._generation([{"role": "user", "content": "a"}])
+        front = self._text[: self._spans[0].start]
+        if not (shared := _overlap(front, generation)):
+            raise self._unfound()
+        return front[:-shared] + generation, generation
+
+    def _generation(self, messages: Plain) -> str:
+        """What add_generation_prompt adds to `messages`."""
+        asked, told = (self._template.render(messages, generate, self._extra) for generate in (True, False))
+        if not asked.startswith(told):
+            raise self._unfound()
+        return asked[len(told):]
+
+    @staticmethod
+    def _unfound() -> FathomError:
+        return FathomError("chat template: message 0 (assistant) stands first and no generation prompt is found before "
+                           "it, so what is to be trained cannot be found; put a question first, or change the template")
+
+
+def _overlap(front: str, generation: str) -> int:
+    """How much of the beginning of `generation` ends `front`, in characters."""
+    return next((k for k in range(min(len(front), len(generation)), 0, -1) if front.endswith(generation[:k])), 0)
 
 
 def common(a: str, b: str) -> int:

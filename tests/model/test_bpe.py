@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,77 @@ def test_what_is_written_like_a_control_token_is_one(tmp_path: Path) -> None:
     assert loaded.encode(text) == TOKENIZER.encode(text)
     assert loaded.encode(text, control=True) == [IDS[token] for token in CONTROL]
     assert b'"special":true' not in loaded.files()["tokenizer.json"]  # what the file said is kept
+
+
+STRUCTURE = ("<start_of_turn>", "<end_of_turn>", "<stop>")
+TURNS = (
+    "{% for m in messages %}<start_of_turn>{{ m.role }}\n{{ m.content }}<end_of_turn>{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>assistant\n{% endif %}")
+
+
+@pytest.mark.parametrize("template", [TURNS, TURNS + "{{ raise_exception('no') if messages | length == 2 }}"])
+def test_what_the_template_writes_and_what_stops_is_a_control_token(template: str) -> None:
+    """Gemma's <start_of_turn>, where a file calls it ordinary; also with a template that refuses the sample chat."""
+    from tokenizers import AddedToken
+    from tokenizers import Tokenizer as Backend
+
+    backend = Backend.from_str(TOKENIZER.backend.to_str())
+    backend.add_tokens([AddedToken(token, normalized=False) for token in (*STRUCTURE, "<tool>")])
+    ours = Tokenizer(backend, template, None, EOS, stops=[backend.token_to_id("<stop>")])
+    lifted = {backend.token_to_id(token) for token in STRUCTURE}
+    assert ours.control_ids == {IDS[token] for token in CONTROL} | lifted
+    asked = ours.prompt([user("x" + "".join(STRUCTURE))])
+    assert [ours.backend.id_to_token(t) for t in asked if t in lifted] == [
+        "<start_of_turn>", "<end_of_turn>", "<start_of_turn>"]
+    assert ours.encode("<tool>") == [backend.token_to_id("<tool>")]  # no part of a turn: text like any other
+    assert ours.encode("<think>") == [IDS["<think>"]]
+
+
+CUT = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+FILL = {"strategy": {"Fixed": 40}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 7, "pad_type_id": 0,
+        "pad_token": "x"}
+
+
+def changed(directory: Path, **more: object) -> Path:
+    """A directory with our vocabulary, some entries of tokenizer.json replaced."""
+    for name, content in TOKENIZER.files().items():
+        (directory / name).write_bytes(content)
+    written = json.loads((directory / "tokenizer.json").read_bytes()) | more
+    (directory / "tokenizer.json").write_text(json.dumps(written))
+    return directory
+
+
+@pytest.mark.parametrize("more", [
+    {"truncation": CUT}, {"truncation": CUT | {"max_length": 2, "stride": 5}}, {"padding": FILL},
+    {"padding": FILL | {"strategy": {"Fixed": 20_000_000}}, "truncation": CUT}])
+def test_truncation_and_padding_of_a_file_are_left_off(more: dict[str, object], tmp_path: Path) -> None:
+    loaded = Tokenizer.load(changed(tmp_path, **more))
+    chat = [user("again and again"), assistant("the quick brown fox " * 9)]
+    assert loaded.chat(chat) == TOKENIZER.chat(chat)
+    assert loaded.document("fox") == TOKENIZER.document("fox")
+    assert loaded.files() == TOKENIZER.files()
+
+
+def test_a_panic_of_the_library_is_an_error_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its Rust code panics over is no Exception, so it passes by whoever catches those."""
+    loaded = Tokenizer.load(changed(
+        tmp_path, normalizer={"type": "Replace", "pattern": {"String": ""}, "content": "zzzzzzzzzz"}))
+    with pytest.raises(FathomError, match=r"tokenizer.json: not a tokenizer that works"):
+        loaded.encode("a longer text with several words in it to encode 123")
+
+    class Stopping:
+        def __init__(self, error: BaseException) -> None:
+            self.error = error
+
+        def decode(self, tokens: list[int], skip_special_tokens: bool) -> str:
+            raise self.error
+
+    monkeypatch.setattr(loaded, "backend", Stopping(type("PanicException", (BaseException,), {})("index 9")))
+    with pytest.raises(FathomError, match=r"not a tokenizer that works \(index 9\)"):
+        loaded.decode([1])
+    monkeypatch.setattr(loaded, "backend", Stopping(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        loaded.decode([1])
 
 
 def test_half_of_a_surrogate_pair_is_named() -> None:

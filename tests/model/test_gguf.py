@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,9 @@ def begun(path: Path, config: ModelConfig, tokenizer: Tokenizer, **change: objec
     writer.add_bos_token_id(tokenizer.bos_id)
     writer.add_eos_token_id(tokenizer.eos_id)
     writer.add_chat_template(TEMPLATE)
+    for key, value in change.get("keys", {}).items():
+        add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        add[type(value)](key, value)
     return writer
 
 
@@ -160,6 +164,114 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, tokenizer: Tokenizer, monk
     with pytest.raises(UsageError, match="not installed; pip install made"):
         pretrained.locate(Path("made"))
     assert not [p for p in tmp_path.iterdir() if p.is_dir()]
+
+
+@pytest.mark.parametrize(("key", "value", "remedy"), [
+    ("llama.rope.scale_linear", 4.0, "rope.scale_linear=1.0 only"),
+    ("llama.rope.scaling.type", "yarn", "rope.scaling.type='none' only"),
+    ("llama.rope.scaling.factor", 2.0, "1.0 only"), ("llama.rope.scaling.attn_factor", 1.5, "1.0 only"),
+    ("llama.rope.dimension_count", 8, "one width, here 16"), ("llama.attention.value_length", 8, "one width, here 16"),
+    ("llama.attention.sliding_window", 4, "attention.sliding_window=0 only"),
+    ("llama.attention.scale", 0.5, "use a model with that value"), ("llama.attention.causal", False, "True only"),
+    ("llama.logit_scale", 0.5, "1.0 only"), ("llama.residual_scale", 0.5, "1.0 only"),
+    ("llama.embedding_scale", 12.0, "1.0 only"), ("llama.expert_count", 8, "expert_count=0 only"),
+    ("llama.attention.never_heard_of", 1, "does not know this key of llama"),
+])
+def test_keys_that_change_the_numbers_are_refused(
+    key: str, value: object, remedy: str, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    path = written(tmp_path / "m.gguf", Transformer(CONFIG).initialise(3), tokenizer, keys={key: value})
+    with pytest.raises(FathomError) as caught:
+        gguf.convert(path, tmp_path / "m")
+    assert f"{key}={value!r}" in str(caught.value) and remedy in str(caught.value)
+    assert not (tmp_path / "m").exists()
+
+
+def test_keys_that_change_nothing_are_read(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    model = Transformer(CONFIG).initialise(3)
+    keys = {"llama.rope.scale_linear": 1.0, "llama.rope.dimension_count": 16, "llama.attention.causal": True,
+            "llama.attention.value_length": 16, "llama.vocab_size": 280, "llama.rope.scaling.type": "none",
+            "llama.expert_count": 0, "general.file_type": 0, "quantize.imatrix.file": "x"}
+    gguf.convert(written(tmp_path / "m.gguf", model, tokenizer, keys=keys), tmp_path / "m")
+    assert torch.equal(logits(weights.load(tmp_path / "m")[0]), logits(model))
+
+
+def test_the_numbers_keep_their_type(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("FATHOM_CACHE", str(tmp_path / "cache"))
+    model = Transformer(CONFIG).initialise(3)
+    full = written(tmp_path / "full.gguf", model, tokenizer)
+    assert weights.read_config(full) == CONFIG
+    assert not (tmp_path / "cache").exists()  # nothing is converted to look at the settings
+    for dtype in (None, torch.float32):
+        back, _ = weights.load(full, dtype)
+        assert torch.equal(logits(back), logits(model))
+    assert weights.load(full, torch.bfloat16)[0].norm.weight.dtype == torch.bfloat16
+    weights.convert(full, tmp_path / "converted", say=lambda line: None)
+    assert torch.equal(logits(weights.load(tmp_path / "converted")[0]), logits(model))
+    assert not caplog.records
+    half = written(tmp_path / "half.gguf", model, tokenizer, "Q8_0")
+    assert weights.load(half)[0].norm.weight.dtype == torch.bfloat16
+    assert "matrices are Q8_0 and are rounded to bfloat16; load with dtype=torch.float32" in caplog.text
+    exact, _ = weights.load(half, torch.float32)
+    kind = package.GGMLQuantizationType.Q8_0
+    packed = package.quants.quantize(model.layers[0].mlp.up_proj.weight.detach().numpy(), kind)
+    expected = torch.from_numpy(package.quants.dequantize(packed, kind))
+    assert torch.equal(exact.layers[0].mlp.up_proj.weight, expected)
+    assert not torch.equal(expected, expected.bfloat16().float())
+
+
+def test_what_float16_cannot_hold_is_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    model = Transformer(CONFIG).initialise(3)
+    with torch.no_grad():
+        model.layers[1].mlp.up_proj.weight[2, 3] = 1e5
+    path = written(tmp_path / "m.gguf", model, tokenizer)
+    with pytest.raises(FathomError, match=r"layers.1.mlp.up_proj.weight: holds numbers beyond 65504"):
+        gguf.convert(path, tmp_path / "m", torch.float16)
+
+
+def number(key: str, value: int) -> Callable[[bytes], bytes]:
+    """Another value for a key that holds 32 bits."""
+    def change(content: bytes) -> bytes:
+        place = content.index(key.encode()) + len(key) + 4
+        return content[:place] + value.to_bytes(4, "little") + content[place + 4:]
+    return change
+
+
+def swapped(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
+    """Other bytes where some stand first."""
+    assert len(old) == len(new)
+    def change(content: bytes) -> bytes:
+        assert old in content
+        return content.replace(old, new, 1)
+    return change
+
+
+@pytest.mark.parametrize(("change", "named"), [
+    (number("llama.attention.head_count", 0), "llama.attention.head_count=0"),
+    (number("llama.embedding_length", 0), "llama.embedding_length=0"),
+    (number("llama.block_count", 2**32 - 1), "4294967295 blocks"),
+    (number("llama.block_count", 1), r"model.layers.1.input_layernorm.weight: shape \[64\], .* ask for none such"),
+    (number("llama.attention.head_count", 8), r"q_proj.weight: shape \[64, 64\], .* ask for \[128, 64\]"),
+    (number("llama.feed_forward_length", 97), r"shape \[96, 64\], the file's settings ask for \[97, 64\]"),
+    (number("tokenizer.ggml.bos_token_id", 99999), "bos_token_id=99999: must be the number of one of 280 tokens"),
+    *[(swapped(f"tokenizer.ggml.{key}".encode(), f"tokenizer.ggml.{key[:-1]}Z".encode()), f"tokenizer.ggml.{key}=None")
+      for key in ("tokens", "merges", "token_type", "bos_token_id", "eos_token_id")],
+    (swapped(b"<unused0>", b"<unused1>"), "'<unused1>' stands there twice"),
+    (swapped(b"<unused0>", b"<unused\xff>"), "not a whole GGUF file"),
+    (lambda content: content[:20], "not a whole GGUF file"),
+    (lambda content: content[:-1000], "not a whole GGUF file"),
+    (lambda content: b"", "not a whole GGUF file"),
+])
+def test_damaged_files_are_refused_by_name(
+    change: Callable[[bytes], bytes], named: str, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    path = written(tmp_path / "m.gguf", Transformer(CONFIG).initialise(3), tokenizer)
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(FathomError, match=named):
+        gguf.convert(path, tmp_path / "m")
+    assert not (tmp_path / "m").exists()
 
 
 @pytest.mark.long

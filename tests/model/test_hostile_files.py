@@ -231,7 +231,11 @@ rebuilt("a transposed tensor", lambda tensors: tensors.update({EXPERT: tensors[E
         EXPERT, "shape")
 rebuilt("whole numbers of 8 bits", _as("int8"), NORM, "torch.int8")
 rebuilt("truth values", _as("bool"), NORM, "torch.bool")
-rebuilt("FP8 without scales", _as("float8_e4m3fn"), NORM, "FP8 without")
+rebuilt("FP8 without scales", lambda tensors: tensors.update(
+    {EXPERT: tensors[EXPERT].to(__import__("torch").float8_e4m3fn)}), EXPERT, "FP8 without")
+rebuilt("FP8 of one dimension with scales", lambda tensors: (
+    _as("float8_e4m3fn")(tensors), tensors.update({f"{NORM}_scale_inv": tensors[EXPERT][:1, :1].clone()})),
+    NORM, "two dimensions")
 rebuilt("FP8 of another format", _as("float8_e5m2"), NORM, "float8_e5m2")
 rebuilt("scales for what is not FP8", lambda tensors: tensors.update(
     {f"{EXPERT}_scale_inv": tensors[NORM].clone()}), f"{EXPERT}_scale_inv", "scales")
@@ -345,6 +349,15 @@ configured("unknown stretching", "dynamic", rope_scaling={"type": "dynamic", "fa
 configured("stretching that is text", "rope_scaling='yarn'", rope_scaling="yarn")
 configured("stretching with more", "surprise", rope_scaling={
     "type": "yarn", "factor": 2.0, "original_max_position_embeddings": 8, "surprise": 1})
+configured("a base of one", "rope_theta=1.0", rope_theta=1.0, rope_scaling={"type": "yarn", "factor": 8.0})
+configured("a length of 10^30", "original_max_position_embeddings=1000000", rope_scaling={
+    "type": "llama3", "factor": 8.0, "original_max_position_embeddings": 10**30})
+configured("a scale of 10^300", "mscale_all_dim=1e+300", rope_scaling={
+    "type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8, "mscale_all_dim": 1e300})
+configured("a scale below nothing", "mscale_all_dim=-20", rope_scaling={
+    "type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8, "mscale": 1.0, "mscale_all_dim": -20})
+configured("a factor of 10^300", "routed_scaling_factor=1e+300", routed_scaling_factor=1e300)
+configured("null for a number of groups", "n_group=null", n_group=None)
 configured("a model type that is a list", "model_type=['llama']", model_type=["llama"])
 for number, (content, named) in enumerate((
         (b"", "is not JSON"), (b"[]", "list"), (b"\xff\xfe", "UTF-8"), (b'{"a": 1, "a": 2}', "twice"),

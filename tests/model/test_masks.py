@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
@@ -12,8 +13,9 @@ from made_chats import ANSWERED, ASKED, chats, directory, learnt, messages, refe
 
 from fathom.core.chat import Message
 from fathom.core.errors import FathomError
-from fathom.model.template import FAMILIES, family
+from fathom.model.template import FAMILIES, ChatTemplate, family
 from fathom.model.tokenizer import BOS, EOS, Tokenizer
+from fathom.model.turns import Prompts
 
 
 @pytest.mark.parity
@@ -129,6 +131,81 @@ def test_where_a_merge_would_reach_over_the_border() -> None:
     assert tokens != whole
     assert [t for t, on in zip(tokens, trained, strict=True) if on] == [*tokenizer.encode("\n\nb"), tokenizer.eos_id]
     assert tokenizer.backend.decode(tokens, skip_special_tokens=False) == text_of(written("qwen2", chat))
+
+
+REFUSES_NONE = (
+    "{{ raise_exception('none') if not messages }}{% for m in messages %}{% if loop.first %}{{ bos_token }}{% endif %}"
+    "[{{ m.role }}]{{ m.content.split('</think>')[-1] }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{{ after }}{% endif %}")
+
+
+@pytest.mark.property
+@pytest.mark.parametrize("name", [*FAMILIES, "refuses none"])
+def test_a_chat_that_begins_with_an_answer(name: str) -> None:
+    """Trained from where its prompt ends, as any other turn; what stands before it is not."""
+    tokenizer = learnt(name) if name in FAMILIES else Tokenizer(learnt("v3").backend, REFUSES_NONE)
+    reasons = name in ("r1", "qwen3")
+    first = "<think>a</think>b" if not reasons and name in FAMILIES else "Hello"
+    chat = [Message("assistant", first), Message("user", "q"), Message("assistant", "<think>\nc\n</think>\n\nd")]
+    tokens, trained = tokenizer.chat(chat)
+    prompt = tokenizer.prompt(chat[:-1])
+    assert tokens[: len(prompt)] == prompt
+    said = tokenizer.backend.decode(
+        [t for t, on in zip(tokens[: len(prompt)], trained, strict=False) if on], skip_special_tokens=False)
+    assert said == (" " if name == "v2" else "") + first + tokenizer.eos
+    alone = tokenizer.chat(chat[:1])
+    assert (alone.tokens[trained.index(True)], alone.trained.index(True)) == (tokens[trained.index(True)],
+                                                                             trained.index(True))
+
+
+def test_a_first_answer_whose_prompt_cannot_be_found_is_refused() -> None:
+    backend = learnt("v3").backend
+    chat = [Message("assistant", "<think>\na\n</think>\n\nb")]
+    thinks = Tokenizer(backend, REFUSES_NONE.replace("{{ after }}", "<think>\n{{ after }}"))
+    tokens, trained = thinks.chat(chat)  # the last answer keeps its thinking, after the prompt
+    said = backend.decode([t for t, on in zip(tokens, trained, strict=True) if on], skip_special_tokens=False)
+    assert said == f"a\n</think>\n\nb{EOS}"
+    assert backend.decode(tokens, skip_special_tokens=False) == f"{BOS}[assistant]<think>\n{said}"
+    for other in (REFUSES_NONE, REFUSES_NONE.replace("{{ raise_exception('none') if not messages }}", "")):
+        with pytest.raises(FathomError, match=r"message 0 \(assistant\) stands first and no generation prompt"):
+            Tokenizer(backend, other.replace("[assistant]", "(assistant)")).chat(chat)
+
+
+def long_chat(turns: int) -> list[Message]:
+    """Questions and answers, some of them empty, some with thinking."""
+    said = ["ho", "", "<think>a</think>b", "xy"]
+    return [Message(*one) for i in range(turns) for one in (("user", f"q{i}"[: i % 3]), ("assistant", said[i % 4]))]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_long_chat_is_rendered_a_few_times_only(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each prompt by itself is a rendering of all turns before: their number's square."""
+    tokenizer, chat, render = learnt(name), long_chat(200), ChatTemplate.render
+    with monkeypatch.context() as patch:
+        patch.setattr(Prompts, "SURE", 1000)
+        expected = tokenizer.chat(chat[:80])
+    assert tokenizer.chat(chat[:80]) == expected
+    count = 0
+
+    def counted(*args: Any) -> str:
+        nonlocal count
+        count += 1
+        return render(*args)
+
+    monkeypatch.setattr(ChatTemplate, "render", counted)
+    tokenizer.chat(chat)
+    assert count < 60
+
+
+def test_a_prompt_that_changes_in_a_long_chat() -> None:
+    """Its turns look alike, but the prompt of later ones says more: then each is rendered by itself."""
+    grows = ("{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
+             "{% if add_generation_prompt %}[assistant]{{ 'x' if messages | length > 30 }}{% endif %}")
+    chat = [Message(role, "xa") for _ in range(30) for role in ("user", "assistant")]
+    tokenizer = Tokenizer(learnt("v3").backend, grows)
+    tokens, trained = tokenizer.chat(chat)
+    said = tokenizer.decode([t for t, on in zip(tokens, trained, strict=True) if on])
+    assert said == "xa" * 15 + "a" * 15
 
 
 HIDDEN = {

@@ -181,6 +181,17 @@ HOSTILE = [
     "{% set x = 'ab' * 10 ** 5 %}{% for i in range(99999) %}{% set y = x.split('a') %}{% endfor %}",
     "{% set a = [0] * 9999 %}{% set b = [0] * 9999 %}{% for i in range(99999) %}{% if a == b %}{% endif %}{% endfor %}",
     "{% for i in range(99999) %}{% set x = messages | tojson %}{% endfor %}",
+    "{{ (('a' * 20000) | list | map(attribute='0.' * 40000 ~ '0') | list) | length }}",
+    *("{% set l = ('a' * 6000) | list %}{% set a = '0.' * 3000 ~ '0' %}{{ l | WHAT | list | length }}".replace(
+        "WHAT", what) for what in (
+        "sort(false, false, a)", "sort(attribute=a)", "selectattr(a)", "rejectattr(a)", "groupby(a)",
+        "min(attribute=a)", "max(attribute=a)", "unique(false, a)", "sort(attribute=a.replace('.', ','))")),
+    "{% set l = range(100000) | list %}{% for i in range(12) %}{{ l" + " | select" * 180
+    + " | reject | first }}{% endfor %}",
+    "{% set l = range(90000) | list %}{% for i in range(9999) %}{% set x = l | map('abs') | first %}{% endfor %}",
+    "{% set ns = namespace(x=[1]) %}{% for i in range(99999) %}{% set ns.x = ns.x | select %}{% endfor %}"
+    "{{ ns.x | list }}",
+    "{{ '' | _price(-9) }}", "{{ [0] | map('_price', -9) | list }}", "{{ range(9) | _walk(0) | list }}",
     "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ messages.append(1) }}", "{{ messages[0].update(a=1) }}",
     "{{ cycler.__init__.__globals__ }}", "{{ namespace() }}", "{% include 'x' %}", "{% import 'os' as o %}{{ o }}",
     "{{" + "(" * 3000 + "1" + ")" * 3000 + "}}", "{{" + "-" * 50_000 + "1 }}", "{{ 1" + " + 1" * 30_000 + " }}",
@@ -204,6 +215,15 @@ def test_the_words_of_a_template() -> None:
         ChatTemplate("{{ raise_exception('roles must take turns') }}", TOKENS).render(CHAT, False, {})
     with pytest.raises(FathomError, match="costs more than a template"):
         ChatTemplate(HOSTILE[0], TOKENS).render(CHAT, False, {})
+
+
+def test_filters_hand_on_what_jinja_hands_on() -> None:
+    """True though empty, read once, no sequence: templates that ask `if messages | selectattr(…)` notice nothing."""
+    found = "{% set s = messages | selectattr('role', 'equalto', 'tool') %}"
+    kept = "{% set s = messages | map(attribute='content') %}"
+    for source, text in ((found + "{{ 'yes' if s }}{{ s | list }}", "yes[]"), (kept + "{{ s | list }}{{ s | list }}",
+                         "['hi', 'ho'][]"), (kept + "{{ s is sequence }}", "False")):
+        assert ChatTemplate(source, TOKENS).render(CHAT, False, {}) == text
 
 
 def test_a_long_chat_is_not_too_costly() -> None:

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from made_models import tokenizer
+from made_models import assert_within, deviation, tokenizer
 
 from fathom.core.errors import FathomError
 from fathom.model import weights
 from fathom.model.config import ModelConfig, RopeScaling
 from fathom.model.cost import cost
-from fathom.model.weights import configs
+from fathom.model.layout import Layout
+from fathom.model.weights import configs, directory, streamed
 
 PUBLISHED = Path(os.environ.get("FATHOM_SHARED", "/work/shared")) / "data" / "deepseek_configs"
 TOKENIZER = tokenizer()
@@ -210,3 +211,109 @@ def test_short_sequences_of_the_demo_are_not_stretched(tmp_path: Path) -> None:
     assert (config.rope_scaling, config.max_position_embeddings) == (None, 4096)
     assert read(configs.demo_config(config, None), tmp_path) == config
     assert read({"dim": 64, "n_layers": 2}, tmp_path).max_position_embeddings == 163840
+
+
+ROTARY = {"yarn": {"type": "yarn", "factor": 8.0}, "llama3": {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}}
+
+
+def test_the_outer_length_of_pretraining_comes_first(tmp_path: Path) -> None:
+    for kind, scaling in ROTARY.items():
+        outer = {"original_max_position_embeddings": 16}
+        for inner in ({}, {"original_max_position_embeddings": 64}):
+            for spelling in ("rope_scaling", "rope_parameters"):
+                found = read(LLAMA | outer | {spelling: scaling | inner}, tmp_path).rope_scaling
+                assert found is not None
+                assert (found.type, found.original_max_position_embeddings) == (kind, 16)
+        with pytest.raises(FathomError, match="original_max_position_embeddings=null"):
+            read(LLAMA | {"original_max_position_embeddings": None, "rope_scaling": scaling}, tmp_path)
+    assert read(LLAMA | {"original_max_position_embeddings": 16}, tmp_path).rope_scaling is None
+
+
+SMALL_V3 = {"model_type": "deepseek_v3", "vocab_size": 320, "hidden_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 96, "kv_lora_rank": 32,
+            "q_lora_rank": 24, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16, "n_group": 2,
+            "moe_intermediate_size": 32, "n_routed_experts": 8, "num_experts_per_tok": 3, "topk_group": 1,
+            "first_k_dense_replace": 1, "num_nextn_predict_layers": 0, "max_position_embeddings": 512}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("base", "change"), [
+    *[(base, {"original_max_position_embeddings": 16, "rope_scaling": ROTARY[kind] | inner})
+      for base, kind in ((LLAMA, "yarn"), (LLAMA, "llama3"), (SMALL_V3, "yarn"))
+      for inner in ({}, {"original_max_position_embeddings": 64})],
+    (SMALL_V3, {"norm_topk_prob": None}), (SMALL_V3, {"rope_interleave": None}),
+    (LLAMA | {"model_type": "qwen2"}, {"num_key_value_heads": None}),
+])
+def test_a_config_means_what_it_means_to_transformers(
+    base: dict[str, Any], change: dict[str, Any], tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    given = base | {"max_position_embeddings": 512} | change
+    (tmp_path / "config.json").write_text(json.dumps(given))
+    torch.manual_seed(0)
+    theirs = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(tmp_path)).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.copy_(torch.randn(parameter.shape) * 0.15 if parameter.dim() > 1 else 1)
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(given))
+    found, stored = directory.opened(tmp_path)
+    ours = streamed.empty(found.config, torch.float32)
+    stored.fill(directory.own(ours))
+    tokens = torch.arange(300) * 7 % 320
+    with torch.no_grad():
+        expected = theirs(tokens[None]).logits[0]
+        said = ours.logits(ours(tokens, Layout.packed([len(tokens)])))
+        assert_within(said, expected, 3e-5)
+        if base["model_type"] == "qwen2":
+            return  # what the family takes without the word does not fit the weights
+        # without the word the model says something else, so the comparison could have failed
+        left_out = {key: value for key, value in given.items() if key not in change or key == "rope_scaling"}
+        otherwise = streamed.empty(read(left_out, tmp_path), torch.float32)
+        stored.fill(directory.own(otherwise))
+        assert deviation(otherwise.logits(otherwise(tokens, Layout.packed([len(tokens)]))), expected) > 1e-3
+
+
+def test_null_is_not_a_missing_word(tmp_path: Path) -> None:
+    assert read(SMALL_V3, tmp_path).norm_topk_prob and read(SMALL_V3, tmp_path).rope_interleave
+    assert not read(SMALL_V3 | {"norm_topk_prob": None}, tmp_path).norm_topk_prob
+    assert not read(SMALL_V3 | {"rope_interleave": None}, tmp_path).rope_interleave
+    for family in ("qwen2", "qwen3", "llama"):
+        assert read(LLAMA | {"model_type": family, "num_key_value_heads": None}, tmp_path).num_key_value_heads == 4
+    for family, field in (("deepseek_v3", "n_group"), ("deepseek_v3", "num_experts_per_tok"), ("llama", "rms_norm_eps"),
+                          ("deepseek_v2", "routed_scaling_factor"), ("qwen3", "head_dim"),
+                          ("qwen2", "tie_word_embeddings")):
+        with pytest.raises(FathomError, match=f"{field}=null: {family} takes no null there; write its value"):
+            read({"model_type": family, "num_experts_per_tok": 6, field: None}, tmp_path)
+
+
+YARN_8 = {"type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(("change", "named"), [
+    ({"rope_theta": 1.0, "rope_scaling": YARN_8}, "rope_theta=1.0: must be > 1"),
+    ({"rope_theta": 1e300}, "rope_theta=1e.300"),
+    ({"rms_norm_eps": 1e300}, "rms_norm_eps=1e.300"),
+    ({"max_position_embeddings": 10**30}, "max_position_embeddings=1000"),
+    ({"initializer_range": 1e300}, "initializer_range=1e.300"),
+    ({"n_routed_experts": 8, "routed_scaling_factor": 1e300}, "routed_scaling_factor=1e.300"),
+    *[({"rope_scaling": YARN_8 | {field: value}}, rf"rope_scaling.{field}=") for field, value in (
+        ("original_max_position_embeddings", 10**30), ("factor", 1e300), ("factor", 1e-300), ("mscale", 1e300),
+        ("mscale_all_dim", 1e300), ("mscale_all_dim", -20), ("attention_factor", 1e300), ("beta_fast", 1e300))],
+    ({"rope_scaling": ROTARY["llama3"] | {"high_freq_factor": 1e300}}, "rope_scaling.high_freq_factor"),
+    ({"is_causal": False}, "is_causal=False"),
+])
+def test_numbers_that_no_model_has_are_refused(change: dict[str, Any], named: str, tmp_path: Path) -> None:
+    family = "deepseek_v3" if "n_routed_experts" in change else "llama"
+    with pytest.raises(FathomError, match=named):
+        read(LLAMA | {"model_type": family} | change, tmp_path)
+
+
+def test_the_demo_never_scales_cos_and_sin(tmp_path: Path) -> None:
+    found = read({"dim": 64, "n_layers": 2, "mscale": 0.0}, tmp_path)
+    assert found.rope_scaling is not None
+    assert (found.rope_scaling.rotary_factor, found.rope_scaling.softmax_factor) == (1.0, 1.0)
+    assert read(configs.demo_config(found, None), tmp_path) == found
+    again = weights.hugging_face_config(found, TOKENIZER, torch.bfloat16)
+    assert read(again, tmp_path).rope_scaling == found.rope_scaling

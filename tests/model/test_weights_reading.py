@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,10 @@ from torch import Tensor
 
 from fathom.core import disk
 from fathom.core.errors import FathomError, UsageError
-from fathom.model import weights
+from fathom.model import quant, weights
+from fathom.model.tokenizer import Tokenizer
 from fathom.model.transformer import Transformer
-from fathom.model.weights import directory, header, streamed
+from fathom.model.weights import configs, directory, header, streamed
 from fathom.model.weights.stored import Stored
 
 TOKENIZER = tokenizer()
@@ -135,7 +137,7 @@ def test_a_thread_that_fails_is_heard(tmp_path: Path, monkeypatch: pytest.Monkey
     with (tmp_path / "m" / weights.WEIGHTS).open("r+b") as file:
         file.truncate(4000)  # between the look at the headers and the reading
     monkeypatch.setattr("fathom.model.weights.stored.MANY", 0)
-    with pytest.raises(FathomError, match="it was longer a moment ago"):
+    with pytest.raises(FathomError, match="was replaced or written to"):
         stored.fill({name: torch.empty(source.shape) for name, source in stored.sources.items()})
 
 
@@ -282,3 +284,162 @@ def test_what_the_hub_answers_is_explained(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
     with pytest.raises(FathomError, match=r"me/model: the hub refused or was not reached \(no route\)"):
         weights.push(tmp_path / "m", "me/model")
+
+
+F32, BF16 = torch.float32, torch.bfloat16
+COPIES = ("model.layers.3.embed_tokens.weight", "model.layers.3.shared_head.head.weight")  # of mla-moe-mtp
+
+
+def typed(path: Path, name: str, kinds: Callable[[str], torch.dtype], **fields: object) -> dict[str, Tensor]:
+    """A downloaded directory whose tensors have the types that `kinds` gives their names; what it holds."""
+    def change(tensors: dict[str, Tensor]) -> None:
+        for key, tensor in tensors.items():
+            if not key.endswith("e_score_correction_bias"):
+                tensors[key] = tensor.to(kinds(key))
+        for key in COPIES:
+            del tensors[key]
+    downloaded(path, name, change, **fields)
+    return load_file(path / weights.WEIGHTS)
+
+
+
+@pytest.mark.parametrize(("odd", "rest", "stated", "expected", "said"), [
+    ("embed_tokens", (BF16, F32), "float32", F32, None),
+    ("embed_tokens", (BF16, F32), None, F32, None),  # most of the bytes
+    ("norm", (F32, BF16), "bfloat16", BF16, "norm"),
+    ("norm", (F32, BF16), None, BF16, "norm"),
+    ("norm", (F32, BF16), "float32", F32, None),  # the config says so and tensors have it
+    ("gate.weight", (F32, BF16), None, BF16, "gate.weight"),
+    ("nothing", (F32, BF16), "float32", BF16, None),  # only the bias has it
+    ("nothing", (F32, F32), "bfloat16", F32, None),  # no tensor has it
+    ("nothing", (F32, torch.float16), "float16", torch.float16, None),
+])
+def test_one_type_is_chosen_for_mixed_files(
+    odd: str, rest: tuple[torch.dtype, torch.dtype], stated: str | None, expected: torch.dtype, said: str | None,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture,
+) -> None:
+    path = tmp_path / "m"
+    held = typed(path, "mla-moe-mtp", lambda key: rest[0] if odd in key else rest[1], torch_dtype=stated, dtype=None)
+    with caplog.at_level(logging.WARNING):
+        loaded, _ = weights.load(path)
+    assert loaded.lm_head.weight.dtype == loaded.norm.weight.dtype == expected
+    rounded = [record.getMessage() for record in caplog.records if "rounded to" in record.getMessage()]
+    assert bool(rounded) == (said is not None)
+    if said is not None:
+        number = sum(tensor.dtype == F32 for key, tensor in held.items() if not key.endswith("correction_bias"))
+        assert f"{number} tensors are rounded to torch.bfloat16" in rounded[0] and said in rounded[0]
+        assert "dtype=torch.float32" in rounded[0]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        exact, _ = weights.load(path, torch.float32)
+    assert not caplog.records  # nothing is lost
+    for key, tensor in weights.outward(exact).items():
+        assert torch.equal(tensor, held.get(key, tensor).float()), key
+
+
+def test_converting_keeps_the_type_of_each_tensor(tmp_path: Path) -> None:
+    held = typed(tmp_path / "m", "mla-moe-mtp", lambda key: F32 if "norm" in key or ".1.gate_proj" in key else BF16)
+    for experts in ("split", "fused"):
+        weights.convert(tmp_path / "m", tmp_path / experts, experts=experts, say=lambda line: None)
+        found = load_file(tmp_path / experts / weights.WEIGHTS)
+        for key, tensor in held.items():
+            if key in found:
+                assert found[key].dtype == tensor.dtype and torch.equal(found[key], tensor), key
+    place = "model.layers.1.mlp.experts"
+    fused = load_file(tmp_path / "fused" / weights.WEIGHTS)[f"{place}.gate_up_proj"]
+    assert fused.dtype == F32  # the widest of what it is made of
+    assert torch.equal(fused[1, :12], held[f"{place}.1.gate_proj.weight"])
+    assert torch.equal(fused[0, :12], held[f"{place}.0.gate_proj.weight"].float())
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "lm_head.weight", "model.layers.1.mlp.gate.weight"])
+def test_any_matrix_may_be_fp8(name: str, tmp_path: Path) -> None:
+    kept: dict[str, Tensor] = {}
+
+    def change(tensors: dict[str, Tensor]) -> None:
+        for key in COPIES:
+            del tensors[key]
+        for key in tensors:
+            if not key.endswith("correction_bias"):
+                tensors[key] = tensors[key].bfloat16()
+        tensors[name], tensors[f"{name}_scale_inv"] = quant.quantise(tensors[name].float())
+        kept.update(tensors)
+
+    downloaded(tmp_path / "m", "mla-moe-mtp", change, quantization_config=configs.Fp8().written())
+    loaded, _ = weights.load(tmp_path / "m")
+    expected = quant.dequantise(kept[name], kept[f"{name}_scale_inv"]).bfloat16()
+    found = weights.outward(loaded)[name]
+    assert found.dtype == BF16 and torch.equal(found, expected)
+    weights.convert(tmp_path / "m", tmp_path / "again", say=lambda line: None)
+    again = weights.outward(weights.load(tmp_path / "again")[0])
+    for key, tensor in weights.outward(loaded).items():
+        assert torch.equal(again[key], tensor), key
+    held = load_file(tmp_path / "again" / weights.WEIGHTS)
+    assert torch.equal(held[name].view(torch.uint8), kept[name].view(torch.uint8))
+
+
+def test_scales_of_a_copy_are_copies_too(tmp_path: Path) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        number, scale = quant.quantise(tensors["lm_head.weight"])
+        for key in ("lm_head.weight", "model.layers.3.shared_head.head.weight"):
+            tensors[key], tensors[f"{key}_scale_inv"] = number.clone(), scale * (2 if "3" in key else 1)
+
+    downloaded(tmp_path / "m", "mla-moe-mtp", change, quantization_config=configs.Fp8().written())
+    with pytest.raises(FathomError, match=r"shared_head.head.weight differs from its copy"):
+        weights.load(tmp_path / "m")
+
+
+def _other(path: Path) -> None:
+    tensors = load_file(path)
+    save_file({key: tensor + 1 for key, tensor in tensors.items()}, path.with_name("other"))
+    os.replace(path.with_name("other"), path)
+
+
+def _pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _written(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(bytes(4))
+    os.utime(path, ns=(1, 1))  # whatever the clock's grain
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (_other, "was replaced or written to"), (_written, "was replaced or written to"), (_pipe, "not a regular file"),
+    (Path.unlink, "no such file")])
+def test_a_file_that_changes_after_the_look_is_refused(
+    change: Callable[[Path], None], said: str, tmp_path: Path
+) -> None:
+    model = downloaded(tmp_path / "m", "gqa-dense")
+    described, stored = directory.opened(tmp_path / "m")
+    change(tmp_path / "m" / weights.WEIGHTS)
+    with pytest.raises(FathomError, match=said):
+        stored.fill(directory.own(streamed.empty(described.config, model.norm.weight.dtype)))
+
+
+def test_a_file_that_is_written_to_meanwhile_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    downloaded(tmp_path / "m", "gqa-dense")
+    described, stored = directory.opened(tmp_path / "m")
+    reading = header.read_into
+
+    def slow(file: int, place: header.Region, memory: memoryview) -> None:
+        reading(file, place, memory)
+        _written(place.file)
+
+    monkeypatch.setattr("fathom.model.weights.stored.read_into", slow)
+    with pytest.raises(FathomError, match="was replaced or written to"):
+        stored.fill(directory.own(streamed.empty(described.config, torch.float32)))
+
+
+def test_a_tokenizer_without_a_first_token_is_saved(tmp_path: Path) -> None:
+    bare = tokenizer()
+    bare = Tokenizer(bare.backend, bare.template, None, bare.eos)
+    weights.save(tmp_path / "m", sharp(WIDE["qwen2"], dtype=torch.float32), bare)
+    _, again = weights.load(tmp_path / "m")
+    assert (again.bos_id, again.eos_id) == (None, bare.eos_id)
+    for name in ("config.json", "generation_config.json"):
+        given = json.loads((tmp_path / "m" / name).read_text())
+        assert (given["bos_token_id"], given["eos_token_id"]) == (None, bare.eos_id)

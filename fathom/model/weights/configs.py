@@ -41,10 +41,18 @@ DEFAULTS: dict[str, dict[str, Any]] = {
                     "num_experts_per_tok": 8, "first_k_dense_replace": 3, "routed_scaling_factor": 2.5, "n_group": 8,
                     "topk_group": 4, "norm_topk_prob": True, "rope_interleave": True},
 }
+# What null means in each family, as in transformers; null in any other of its fields is refused.
+_HEADS = {"num_key_value_heads": None, "head_dim": None}  # derived, see `_fields`
+NULLS: dict[str, dict[str, Any]] = {
+    "llama": _HEADS, "qwen2": _HEADS, "qwen3": {"num_key_value_heads": None},
+    "deepseek": {**_HEADS, "n_routed_experts": 0, "n_shared_experts": 0, "norm_topk_prob": False},
+    "deepseek_v2": {"q_lora_rank": None, "n_group": 1, "topk_group": 1, "norm_topk_prob": False},
+    "deepseek_v3": {"q_lora_rank": None, "norm_topk_prob": False, "rope_interleave": False},
+}
 # What a file of each family may say beside the model's own fields, first what it means where it says nothing.
 _ALL: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False,), "mlp_bias": (False,), "hidden_act": ("silu",), "use_sliding_window": (False,),
-    "moe_layer_freq": (1,), "partial_rotary_factor": (1.0,),
+    "moe_layer_freq": (1,), "partial_rotary_factor": (1.0,), "is_causal": (True,),
 }
 MAY: dict[str, dict[str, tuple[Any, ...]]] = {
     "llama": _ALL, "qwen2": _ALL, "qwen3": _ALL,
@@ -80,11 +88,12 @@ class Fp8:
 
 @dataclass(frozen=True)
 class Described:
-    """What the config.json of a directory says: the model, FP8 blocks or None, whether it is the demo's form."""
+    """What the config.json of a directory says: the model, FP8 blocks or None, the demo's form or not, a type."""
 
     config: ModelConfig
     fp8: Fp8 | None
     demo: bool = False
+    dtype: torch.dtype | None = None  # what the config says of the weights
 
 
 def read(directory: Path) -> Described:
@@ -109,9 +118,21 @@ def read(directory: Path) -> Described:
     if layers is not None and (not isinstance(layers, list) or any(kind != "full_attention" for kind in layers)):
         raise FathomError(f"{path}: layer_types={valued(layers)}; this version computes full_attention only: choose a "
                           "model with that value")
+    for name in DEFAULTS.get(kind, {}):
+        if name in raw and raw[name] is None and name not in NULLS[kind]:
+            raise FathomError(f"{path}: {name}=null: {kind} takes no null there; write its value, or leave it out for "
+                              f"{valued(DEFAULTS[kind][name])}")
     fields = _fields(kind, raw)
     fields |= _rotary(path, raw, fields.get("max_position_embeddings"))
-    return Described(build(ModelConfig, fields, str(path)), _fp8(path, raw.get("quantization_config")))
+    return Described(build(ModelConfig, fields, str(path)), _fp8(path, raw.get("quantization_config")),
+                     dtype=_dtype(raw))
+
+
+def _dtype(raw: Mapping[str, Any]) -> torch.dtype | None:
+    """The type that a config states, under its new name or its old one; None where it is none that weights have."""
+    stated = raw.get("dtype") or raw.get("torch_dtype")
+    known = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
+    return known.get(stated.removeprefix("torch.")) if isinstance(stated, str) else None
 
 
 def _fields(kind: str, raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,9 +141,8 @@ def _fields(kind: str, raw: Mapping[str, Any]) -> dict[str, Any]:
            if raw.get(name) is not None and name not in ("rope_theta", "rope_scaling")}
     if kind == "fathom":
         return {"attention": "gqa", **own, "q_lora_rank": raw.get("q_lora_rank")}
-    fields = {**DEFAULTS[kind], **own}
-    if "q_lora_rank" in raw and "q_lora_rank" in fields:
-        fields["q_lora_rank"] = raw["q_lora_rank"]  # null means that there is none
+    nulls = {name: value for name, value in NULLS[kind].items() if name in raw and raw[name] is None}
+    fields = {**DEFAULTS[kind], **nulls, **own}
     fields["attention"] = "mla" if kind in ("deepseek_v2", "deepseek_v3") else "gqa"
     if fields["attention"] == "gqa":
         heads = fields["num_attention_heads"]
@@ -150,8 +170,10 @@ def _fields(kind: str, raw: Mapping[str, Any]) -> dict[str, Any]:
 def _rotary(path: Path, raw: Mapping[str, Any], longest: Any) -> dict[str, Any]:
     """rope_theta and rope_scaling, from either spelling: beside each other, or together as rope_parameters.
 
-    Where the length of pre-training is not given it is the `longest` sequence, as in transformers.
+    As in transformers, the length of pre-training is the file's own original_max_position_embeddings, else the one
+    among the rotary settings, else the `longest` sequence.
     """
+    outer = "original_max_position_embeddings"
     found = []
     for name in ("rope_scaling", "rope_parameters"):
         given = raw.get(name)
@@ -174,7 +196,9 @@ def _rotary(path: Path, raw: Mapping[str, Any], longest: Any) -> dict[str, Any]:
             if rest.get("factor") is None:
                 raise FathomError(f"{path}: {name}={valued(given)}: no factor; write how many times longer sequences "
                                   "may be")
-            given = {"original_max_position_embeddings": longest, **rest}
+            if outer in raw and raw[outer] is None:
+                raise FathomError(f"{path}: {outer}=null beside {name}; write the length of pre-training, or remove it")
+            given = {outer: longest, **rest, **({outer: raw[outer]} if outer in raw else {})}
             # nested, so that a message names the field as the file has it
             scaling = {"type": kind, **{key: value for key, value in given.items() if value is not None}}
         found.append((theta, scaling))
@@ -303,8 +327,10 @@ def _read_demo(path: Path, raw: Mapping[str, Any]) -> Described:
         fields["max_position_embeddings"] = int(rope["original_seq_len"] * rope["rope_factor"])
         fields["rope_scaling"] = {
             "type": "yarn", "factor": rope["rope_factor"], "original_max_position_embeddings": rope["original_seq_len"],
-            "beta_fast": rope["beta_fast"], "beta_slow": rope["beta_slow"], "mscale": rope["mscale"],
-            "mscale_all_dim": rope["mscale"]}
+            "beta_fast": rope["beta_fast"], "beta_slow": rope["beta_slow"],
+            # the demo scales the softmax by m(mscale)² and never cos and sin
+            **({"mscale": rope["mscale"], "mscale_all_dim": rope["mscale"]} if rope["mscale"] else {
+                "attention_factor": 1.0})}
     fp8 = Fp8(rest["scale_fmt"] == "ue8m0") if rest["dtype"] == "fp8" else None
     return Described(build(ModelConfig, fields, str(path)), fp8, demo=True)
 
@@ -329,8 +355,8 @@ def demo_config(config: ModelConfig, fp8: Fp8 | None) -> dict[str, Any]:
     if scaling is None:
         return written | {"max_seq_len": config.max_position_embeddings,
                           "original_seq_len": config.max_position_embeddings}
-    if (scaling.type != "yarn" or not scaling.mscale or scaling.mscale != scaling.mscale_all_dim or not scaling.truncate
-            or scaling.attention_factor is not None):
+    if (scaling.type != "yarn" or not scaling.truncate or (scaling.mscale or 0) != (scaling.mscale_all_dim or 0)
+            or scaling.attention_factor != (None if scaling.mscale else 1.0)):
         raise FathomError(f"rope_scaling={scaling.model_dump()}: DeepSeek's inference demo computes yarn with mscale = "
                           "mscale_all_dim only; write Hugging Face's names instead")
     original = scaling.original_max_position_embeddings
@@ -339,4 +365,4 @@ def demo_config(config: ModelConfig, fp8: Fp8 | None) -> dict[str, Any]:
         raise FathomError(f"max_position_embeddings={config.max_position_embeddings}: DeepSeek's inference demo has "
                           f"original length × factor = {int(original * scaling.factor)}; write Hugging Face's names")
     return written | {"max_seq_len": longest, "original_seq_len": original, "rope_factor": scaling.factor,
-                      "beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow, "mscale": scaling.mscale}
+                      "beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow, "mscale": scaling.mscale or 0.0}

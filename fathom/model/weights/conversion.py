@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from zlib import crc32
 
@@ -50,7 +50,8 @@ def convert(
     """Writes the model in `source` as the directory `target`, whole or not at all.
 
     `source` is a Hugging Face directory, one of DeepSeek's inference demo, a GGUF file or a packaged name. `dtype` is
-    bfloat16, float16, float32 or fp8 (blocks, where the published files have them); None keeps what is stored.
+    bfloat16, float16, float32 or fp8 (blocks, where the published files have them); None keeps the type that
+    each tensor is stored in (of a GGUF file: see `gguf.directory`).
     `experts` are split or fused; `form` is hf, or deepseek for the demo's names, which has no layer for multi-token
     prediction: it is left out, and that is said. One tensor is in memory at a time; then source and target are run a
     block at a time and must give the same bits, else nothing is kept. `tokenizer` is a directory that has one, where
@@ -61,7 +62,7 @@ def convert(
     if place.suffix == ".gguf":
         from fathom.model import gguf
 
-        place = gguf.directory(place, DTYPES[dtype or "bfloat16"])
+        place = gguf.directory(place, DTYPES[dtype] if dtype else None)
     place = resolve(place)
     if not place.is_dir():
         raise FathomError(f"{source}: no such directory; name a model directory or a .gguf file")
@@ -133,13 +134,14 @@ class _Plan:
         self._scales: dict[str, Tensor] = {}  # of the tensor written last
         self._model = blank(config)
 
-    def _kind(self, name: str) -> torch.dtype:
-        """The type of a tensor that is not FP8: the router's bias stays FP32."""
+    def _kind(self, *parts: str) -> torch.dtype:
+        """The type of a tensor that is not FP8, or of several in one, which lose nothing; routers' bias stays FP32."""
+        name = parts[0]
         if name.endswith(BIAS):
             return torch.float32
         if self._dtype is not None:
             return DTYPES[self._dtype]
-        return TORCH[self._stored.sources[name].dtype]
+        return reduce(torch.promote_types, (TORCH[self._stored.sources[part].dtype] for part in parts))
 
     def _again(self, name: str) -> bool:
         """Whether a tensor is FP8 in the source and stays what it is, to the bit."""
@@ -149,18 +151,20 @@ class _Plan:
         """Whether a tensor is made FP8 here."""
         return self._dtype == "fp8" and names.quantised(name) and not self._again(name)
 
-    def _entries(self, name: str) -> Iterator[Entry]:
+    def _entries(self, name: str, copy: str = "") -> Iterator[Entry]:
+        """What is written for a tensor, under its own name or that of its `copy`."""
         shape = self._stored.sources[name].shape
         blocks = [quant.blocks(n) for n in shape]
+        to = copy or name
         if self._again(name):
-            yield name, shape, quant.FP8, partial(self._stored.tensor, name)
-            yield name + SCALE, blocks, torch.float32, partial(self._stored.tensor, name + SCALE, torch.float32)
+            yield to, shape, quant.FP8, partial(self._stored.tensor, name)
+            yield to + SCALE, blocks, torch.float32, partial(self._stored.tensor, name + SCALE, torch.float32)
         elif self._new(name):
-            yield name, shape, quant.FP8, partial(self._quantised, name)
-            yield name + SCALE, blocks, torch.float32, partial(self._scales.pop, name)
+            yield to, shape, quant.FP8, partial(self._quantised, name)
+            yield to + SCALE, blocks, torch.float32, partial(self._scales.pop, name)
         else:
             kind = self._kind(name)
-            yield name, shape, kind, partial(self._stored.tensor, name, kind)
+            yield to, shape, kind, partial(self._stored.tensor, name, kind)
 
     def _quantised(self, name: str) -> Tensor:
         assert self._fp8 is not None
@@ -172,7 +176,7 @@ class _Plan:
 
     def _fused(self, parts: list[str]) -> Iterator[Tensor]:
         for name in parts:
-            yield self._stored.tensor(name, self._kind(parts[0]))
+            yield self._stored.tensor(name, self._kind(*parts))
 
     def hugging_face(self, fused: bool) -> list[Entry]:
         """Entries under Hugging Face's names, experts split or fused."""
@@ -182,17 +186,16 @@ class _Plan:
             place, _, last = inside.rpartition(".")
             if fused and place.endswith("mlp.experts"):
                 stem = parts[0].rsplit(".", 3)[0]
-                kind = self._kind(parts[0])
                 if any(self._again(part) for part in parts):
                     raise UsageError("experts=fused: the experts are FP8 blocks, which are written one by one; set "
                                      "dtype=bfloat16")
+                kind = self._kind(*parts)
                 made.append((f"{stem}.{last}", list(tensor.shape), kind, partial(self._fused, parts)))
             else:
                 made += [entry for name in parts for entry in self._entries(name)]
         for name, of in names.copies(self._config).items():
             if name != HEAD:
-                kind = self._kind(of)
-                made.append((name, self._stored.sources[of].shape, kind, partial(self._stored.tensor, of, kind)))
+                made += self._entries(of, name)
         return made
 
     def demo(self) -> list[Entry]:

@@ -62,16 +62,22 @@ def load(directory: Path, dtype: torch.dtype | None = None, device: torch.device
 ]:
     """The model and tokenizer of a directory, a GGUF file or a packaged model (see `resolve`).
 
-    Weights come in the type that they are stored in, FP8 blocks as bfloat16, or as `dtype`. Tensors missing, unexpected
-    or of wrong shape or type are named before anything is allocated. Beside the model, only a few megabytes are used.
+    Weights come as `dtype`. Without it they come in one type, the one that the config states (`dtype`, `torch_dtype`)
+    if tensors are stored in it, else the one that most of the bytes are stored in; FP8 blocks count as the bfloat16
+    that they become, and the routers' selection bias is FP32 always. A warning counts the tensors that this rounds.
+
+    Tensors missing, unexpected or of wrong shape or type are named before anything is allocated, and a file that is
+    replaced meanwhile is refused. Beside the model, only a few megabytes are used.
     """
-    directory = resolve(directory)
+    directory = resolve(directory, dtype)
     if not directory.is_dir():
         raise FathomError(f"{directory}: no such directory; a model directory holds config.json and {WEIGHTS}")
     if disk.is_complete(directory):
         disk.verify(directory)
     described, stored = opened(directory)
     tokenizer = read_tokenizer(directory, described.config)
+    if dtype is None:
+        stored.warn_of_rounding()
     model = empty(described.config, dtype or stored.dtype, device)
     stored.fill(own(model))
     return model, tokenizer
@@ -79,13 +85,18 @@ def load(directory: Path, dtype: torch.dtype | None = None, device: torch.device
 
 def read_config(directory: Path) -> ModelConfig:
     """The ModelConfig of a directory; what this version cannot compute is refused by name."""
-    return configs.read(resolve(directory)).config
+    place = locate(directory)
+    if place.suffix == ".gguf":
+        from fathom.model import gguf
+
+        return gguf.read_config(place)
+    return configs.read(place).config
 
 
 def opened(directory: Path) -> tuple[configs.Described, Stored]:
     """What the config of a directory says and its weights, which fit it in names, shapes and types."""
     described = configs.read(directory)
-    stored = Stored(directory)
+    stored = Stored(directory, described.dtype)
     stored.bounded(described.config)
     stored.check(described.config, {name: t.shape for name, t in own(blank(described.config)).items()})
     if stored.fp8 and described.fp8 is None:
@@ -114,13 +125,19 @@ def read_tokenizer(directory: Path, config: ModelConfig) -> Tokenizer:
     return tokenizer
 
 
-def resolve(path: Path) -> Path:
-    """The model directory behind what a user wrote: itself, or what a GGUF file was converted to, in the cache."""
+def resolve(path: Path, dtype: torch.dtype | None = None) -> Path:
+    """The model directory behind what a user wrote: itself, or what a GGUF file was converted to, in the cache.
+
+    `dtype` is what a GGUF file's numbers are wanted as, see `gguf.directory`.
+    """
     place = locate(path)
     if place.suffix == ".gguf":
         from fathom.model import gguf
 
-        return gguf.directory(place)
+        # the file's numbers are dequantised in FP32; what float16 cannot hold is named when the directory is read
+        if dtype is not None:
+            dtype = {torch.float64: torch.float32, torch.float16: None}.get(dtype, dtype)
+        return gguf.directory(place, dtype)
     return place
 
 

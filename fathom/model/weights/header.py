@@ -10,7 +10,7 @@ import math
 import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +48,17 @@ class Region:
     shape: tuple[int, ...]
     begin: int
     size: int
+    version: tuple[int, ...] = ()  # of the file, see `open_regular`
 
     def rows(self, first: int, count: int) -> Region:
         """Some rows of it."""
         row = self.size // self.shape[0] if self.shape[0] else 0
-        return Region(self.file, self.dtype, (count, *self.shape[1:]), self.begin + first * row, count * row)
+        return replace(self, shape=(count, *self.shape[1:]), begin=self.begin + first * row, size=count * row)
 
     def inside(self, number: int) -> Region:
         """Element `number` of its first dimension."""
         one = self.rows(number, 1)
-        return Region(one.file, one.dtype, one.shape[1:], one.begin, one.size)
+        return replace(one, shape=one.shape[1:])
 
 
 def shown(name: str) -> str:
@@ -99,27 +100,44 @@ def read_object(path: Path) -> dict[str, Any]:
     return parse(read_text(path, LONGEST_JSON.get(path.name, 1 << 20)), path)
 
 
+def open_regular(path: Path) -> int:
+    """A descriptor of a regular file; anything else is refused by name, and a named pipe is not waited for."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise FathomError(f"{path}: no such file; copy the weights there, or run the stage that writes them") from None
+    except OSError as error:
+        raise FathomError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise FathomError(f"{path}: is not a regular file; put the weights there")
+    return file
+
+
+def version(file: int) -> tuple[int, ...]:
+    """What is another number where an open file is another one, or was written to."""
+    about = os.fstat(file)
+    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
+
+
 def read_header(path: Path) -> dict[str, Region]:
     """Where each tensor of a file lies. Every fault is named: the tensor, the value, the limit."""
     def broken(what: str) -> FathomError:
         return FathomError(f"{path}: not a whole safetensors file ({what}); {_AGAIN}")
 
     try:
-        about = path.stat()
-        if not stat.S_ISREG(about.st_mode):
-            raise FathomError(f"{path}: is not a regular file; put the weights there")
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
+            seen = version(file.fileno())
+            end = seen[2]
             first = file.read(8)
             length = int.from_bytes(first, "little")
             if len(first) < 8:
                 raise broken(f"{len(first)} bytes; the length of the header alone takes 8")
             if length > LONGEST_HEADER:
                 raise broken(f"its header would be {length} bytes, at most {LONGEST_HEADER} are read")
-            if length > about.st_size - 8:
-                raise broken(f"its header would be {length} bytes, the file has {about.st_size}")
+            if length > end - 8:
+                raise broken(f"its header would be {length} bytes, the file has {end}")
             raw = file.read(length)
-    except FileNotFoundError:
-        raise FathomError(f"{path}: no such file; copy the weights there, or run the stage that writes them") from None
     except OSError as error:
         raise FathomError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
     try:
@@ -132,12 +150,12 @@ def read_header(path: Path) -> dict[str, Region]:
     about_it = header.pop("__metadata__", {})
     if not isinstance(about_it, dict) or not all(isinstance(value, str) for value in about_it.values()):
         raise broken("__metadata__ is not a mapping of text to text")
-    found = {name: _region(path, name, entry, 8 + length) for name, entry in header.items()}
-    _cover(path, found, 8 + length, about.st_size)
+    found = {name: _region(path, name, entry, 8 + length, seen) for name, entry in header.items()}
+    _cover(path, found, 8 + length, end)
     return found
 
 
-def _region(path: Path, name: str, entry: Any, start: int) -> Region:
+def _region(path: Path, name: str, entry: Any, start: int, seen: tuple[int, ...]) -> Region:
     def broken(what: str) -> FathomError:
         return FathomError(f"{path}: {shown(name)}: {what}; {_AGAIN}")
 
@@ -159,7 +177,7 @@ def _region(path: Path, name: str, entry: Any, start: int) -> Region:
     size, bits = offsets[1] - offsets[0], elements * BITS[dtype]
     if size * 8 != bits:
         raise broken(f"data_offsets={offsets} span {size} bytes, {dtype} of shape {valued(shape)} takes {bits // 8}")
-    return Region(path, dtype, tuple(shape), start + offsets[0], size)
+    return Region(path, dtype, tuple(shape), start + offsets[0], size, seen)
 
 
 def _cover(path: Path, found: dict[str, Region], start: int, end: int) -> None:

@@ -6,9 +6,11 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -26,13 +28,15 @@ from fathom.model.weights.header import (
     TORCH,
     Region,
     in_bytes,
+    open_regular,
     read_header,
     read_into,
     read_object,
     shown,
     valued,
+    version,
 )
-from fathom.model.weights.names import BIAS, EMBEDDING, SCALE
+from fathom.model.weights.names import BIAS, SCALE
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -71,10 +75,12 @@ class Stored:
 
     One file, shards with an index, or the files of DeepSeek's inference demo, whose ranks are joined. Only headers are
     read at construction; every fault is named by file and tensor. `copies` are regions that must have equal bytes.
+    `stated` is the type that the config says.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, stated: torch.dtype | None = None):
         self.directory = directory
+        self._stated = stated
         self.sources: dict[str, Source] = {}
         self.copies: list[tuple[str, Region, Region]] = []
         self.where: Path = directory / WEIGHTS  # what messages about all of the tensors name
@@ -95,8 +101,33 @@ class Stored:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the model's numbers: the embedding's."""
-        return TORCH[self.sources[EMBEDDING].dtype]
+        """The type of the model's numbers: the stated one where tensors have it, else that of most of the bytes.
+
+        FP8 counts as the bfloat16 that it becomes; the selection bias, FP32 always, and scales do not count.
+        """
+        sizes: dict[torch.dtype, int] = {}
+        for name, kind in self._numbers():
+            size = torch.Size(self.sources[name].shape).numel() * kind.itemsize
+            sizes[kind] = sizes.get(kind, 0) + size
+        if self._stated in sizes:
+            return self._stated
+        return max(sizes, key=lambda kind: (sizes[kind], kind.itemsize))
+
+    def warn_of_rounding(self) -> None:
+        """Logs how many tensors are rounded to `dtype`, by the first's name, where there are some."""
+        dtype = self.dtype
+        rounded = [name for name, kind in self._numbers() if torch.promote_types(kind, dtype) != dtype]
+        if rounded:
+            first = rounded[0]
+            _log.warning("%s: %d tensors are rounded to %s, the model's type (%s, stored as %s, ...); load with dtype="
+                         "%s to keep all digits", self.where, len(rounded), dtype, shown(first),
+                         self.sources[first].dtype, reduce(torch.promote_types, (k for _, k in self._numbers())))
+
+    def _numbers(self) -> Iterator[tuple[str, torch.dtype]]:
+        """Weights and the types that they have in memory, FP8 multiplied out."""
+        for name, source in self.sources.items():
+            if source.dtype in (*FLOATS, "F8_E4M3") and not name.endswith((BIAS, SCALE)):
+                yield name, torch.bfloat16 if source.dtype == "F8_E4M3" else TORCH[source.dtype]
 
     def _shards(self) -> None:
         self.where = self.directory / INDEX
@@ -266,7 +297,9 @@ class Stored:
             kind = OTHERS.get(source.dtype, source.dtype)
             return [f"{name}: stored as {kind}"]
         scale = self.sources.get(name + SCALE)
-        if len(shape) != 2 or scale is None:
+        if len(shape) != 2:
+            return [f"{name}: FP8 of shape {shape}, and blocks are of two dimensions"]
+        if scale is None:
             return [f"{name}: FP8 without {name}{SCALE}"]
         blocks = [quant.blocks(n) for n in shape]
         if scale.shape != blocks:
@@ -281,6 +314,11 @@ class Stored:
                 one, other = self.sources[name], self.sources[of]
                 if one.dtype != other.dtype:
                     raise self._differ(name, of)
+                if one.dtype == "F8_E4M3":
+                    scales = self.sources[name + SCALE], self.sources[of + SCALE]
+                    if scales[0].dtype != scales[1].dtype:
+                        raise self._differ(name, of)
+                    pairs += [(name, a, b) for a, b in zip(scales[0].parts, scales[1].parts, strict=True)]
                 pairs += [(name, a, b) for a, b in zip(one.parts, other.parts, strict=True)]
         memory = [memoryview(bytearray(BAND)) for _ in range(2)] if pairs else []
         with _Files() as files:
@@ -288,8 +326,8 @@ class Stored:
                 for first in range(0, both[0].size, BAND):
                     size = min(BAND, both[0].size - first)
                     for region, part in zip(both, memory, strict=True):
-                        place = Region(region.file, "U8", (size,), region.begin + first, size)
-                        read_into(files[region.file], place, part[:size])
+                        place = replace(region, dtype="U8", shape=(size,), begin=region.begin + first, size=size)
+                        read_into(files[region], place, part[:size])
                     if memory[0] != memory[1]:
                         raise self._differ(name, both[1].file.name if name not in self.sources else "the model's own")
 
@@ -331,7 +369,7 @@ class Stored:
 
 
 class _Files(ExitStack):
-    """Open files by their paths, closed together."""
+    """Open files by their regions, closed together; each must be the file whose header was read, to the end."""
 
     def __enter__(self) -> _Files:
         super().__enter__()
@@ -339,16 +377,19 @@ class _Files(ExitStack):
         self._lock = threading.Lock()
         return self
 
-    def __getitem__(self, path: Path) -> int:
+    def __getitem__(self, region: Region) -> int:
         with self._lock:
-            if path not in self._open:
-                try:
-                    self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                except OSError as error:
-                    raise FathomError(f"{path}: cannot be read ({error.strerror}); check the path and its "
-                                      "permissions") from error
-                self.callback(os.close, self._open[path])
-            return self._open[path]
+            if region.file not in self._open:
+                self._open[region.file] = file = open_regular(region.file)
+                self.callback(os.close, file)
+                self._unchanged(region, file)
+                self.push(lambda kind, error, trace: self._unchanged(region, file) if kind is None else None)
+            return self._open[region.file]
+
+    def _unchanged(self, region: Region, file: int) -> None:
+        if version(file) != region.version:
+            raise FathomError(f"{region.file}: was replaced or written to since its header was read; let no one write "
+                              "there, and load again")
 
 
 class _Reader:
@@ -366,7 +407,7 @@ class _Reader:
         if straight and target.is_contiguous() and (source.dim == 0 or len(source.parts) == 1):
             rest = in_bytes(target)
             for part in source.parts:
-                read_into(self._files[part.file], part, rest[: part.size])
+                read_into(self._files[part], part, rest[: part.size])
                 rest = rest[part.size:]
             return
         rows = source.shape[0] if source.shape else 1
@@ -406,7 +447,7 @@ class _Reader:
                 low, high = max(first, start), min(first + count, start + height)
                 if low < high:
                     place = part.rows(low - start, high - low) if part.shape else part
-                    read_into(self._files[part.file], place, rest[: place.size])
+                    read_into(self._files[part], place, rest[: place.size])
                     rest = rest[place.size:]
                 start += height
             return band
@@ -416,7 +457,7 @@ class _Reader:
             edges.append(edges[-1] + part.shape[1])
         for part, (left, right) in zip(source.parts, pairwise(edges), strict=True):
             piece = self._room("piece", (count, right - left, *part.shape[2:]), dtype)
-            read_into(self._files[part.file], part.rows(first, count), in_bytes(piece))
+            read_into(self._files[part], part.rows(first, count), in_bytes(piece))
             band[:, left:right].copy_(piece)
         return band
 
