@@ -254,7 +254,9 @@ def _tokenizer(path: Path, values: dict[str, Any]) -> Tokenizer:
             raise FathomError(f"{path}: tokenizer.ggml.merges: {valued(merge)}: not two tokens that make a third; "
                               "download the file again")
         merges.append((left, right))
-    backend = Backend(models.BPE(vocab=vocab, merges=merges))
+    # Llama 3: a piece that is a token is that token, whatever merges would make of it
+    whole = values.get("tokenizer.ggml.pre") == "llama-bpe"
+    backend = Backend(models.BPE(vocab=vocab, merges=merges, ignore_merges=whole))
     backend.pre_tokenizer = _pre_tokenizer(path, str(values.get("tokenizer.ggml.pre")))
     backend.decoder = decoders.ByteLevel()
     kinds = values.get("tokenizer.ggml.token_type")
@@ -276,7 +278,7 @@ def _tokenizer(path: Path, values: dict[str, Any]) -> Tokenizer:
                               f"{len(tokens)} tokens; download the file again")
         named.append(tokens[number])
     bos, eos = named
-    return Tokenizer(backend, template, bos, eos)
+    return Tokenizer(backend, template, bos, eos, add_bos=bool(values.get("tokenizer.ggml.add_bos_token", False)))
 
 
 def _texts(path: Path, values: Mapping[str, Any], key: str) -> list[str]:
@@ -296,11 +298,13 @@ def _pre_tokenizer(path: Path, name: str) -> tokenizers.pre_tokenizers.PreTokeni
         case "smollm":
             parts = [pre_tokenizers.Digits(individual_digits=True),
                      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
-        case "qwen2":
-            pattern = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-                       r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+        case "qwen2" | "deepseek-r1-qwen" | "llama-bpe":  # they differ in digits: Llama 3 takes three together
+            digits = r"\p{N}{1,3}" if name == "llama-bpe" else r"\p{N}"
+            pattern = (rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}"
+                       r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
             parts = [pre_tokenizers.Split(Regex(pattern), "isolated"),
                      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
         case _:
-            raise FathomError(f"{path}: pre-tokenizer {name!r}; this version knows smollm and qwen2")
+            raise FathomError(f"{path}: pre-tokenizer {name!r}; this version knows smollm, qwen2, "
+                              "deepseek-r1-qwen and llama-bpe: convert the model's Hugging Face directory instead")
     return pre_tokenizers.Sequence(parts)

@@ -87,7 +87,7 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         if unknown := [i for i in self._stops if backend.id_to_token(i) is None]:
             raise FathomError(f"tokenizer: no token {unknown[0]} to stop at; correct eos_token_id in "
-                              "generation_config.json")
+                              "generation_config.json, or in config.json where there is none")
         self._added = {t.content: i for i, t in added.items()}
         self._cuts = _pattern(self._added)
         self._turns = Turns(ChatTemplate(template, {"bos_token": bos, "eos_token": eos, "pad_token": self.pad}))
@@ -417,8 +417,10 @@ def _template(directory: Path, settings: dict[str, Any]) -> str:
 
 
 def _stops(directory: Path) -> list[int]:
-    """`eos_token_id` of generation_config.json, if the file is there."""
+    """`eos_token_id` of generation_config.json or, where there is no such file, of config.json, if that is there."""
     path = directory / "generation_config.json"
+    if not path.is_file():
+        path = directory / "config.json"
     if not path.is_file():
         return []
     found = disk.read_json(path).get("eos_token_id")

@@ -167,7 +167,7 @@ def grpo(cfg: Grpo, run: Run) -> None:
                 lines = sample_lines(step, asked, groups, verdicts, rewards, parts, advantages)
                 disk.write_atomic(run.dir / "samples" / f"{step:06d}.jsonl", lines)
     if cfg.lora:
-        adapter.export(run.dir / "adapter", policy, cfg.lora, weights.resolve(cfg.init))
+        adapter.export(run.dir / "adapter", policy, cfg.lora, weights.resolve(cfg.init, dtype))
     if not disk.is_complete(run.dir / "model"):
         weights.save(run.dir / "model", policy, tokenizer)
     run.finish(prefilled_tokens=engine.prefilled, sampled_tokens=engine.decoded)

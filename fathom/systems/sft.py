@@ -122,7 +122,7 @@ def sft(cfg: Sft, run: Run) -> None:
         if step % cfg.log_every == 0:
             run.metrics(step, **metrics, tokens=seen, expert_load=learner.expert_load())
     if cfg.lora:
-        adapter.export(run.dir / "adapter", model, cfg.lora, weights.resolve(cfg.init))
+        adapter.export(run.dir / "adapter", model, cfg.lora, weights.resolve(cfg.init, dtype))
     if not disk.is_complete(run.dir / "model"):
         weights.save(run.dir / "model", model, tokenizer)
     run.finish(tokens=learner.tokens, ledger=str(ledger))

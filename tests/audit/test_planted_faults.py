@@ -37,14 +37,10 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def tokenizer(world: Path, template: str = TEMPLATE, special: bool = True) -> str:
-    """A directory with a tokenizer that has this chat template; without `special` one of its tokens is like text."""
+def tokenizer(world: Path, template: str = TEMPLATE) -> str:
+    """A directory with a tokenizer that has this chat template."""
     texts = [m["content"] for chat in CHATS for m in chat["messages"]]
     files = Tokenizer.train(texts, 300).files() | {"chat_template.jinja": template.encode()}
-    if not special:
-        files["tokenizer.json"] = files["tokenizer.json"].replace(b'"special":true', b'"special":false')
-        for name in ("tokenizer.json", "chat_template.jinja"):
-            files[name] = files[name].replace("<｜User｜>".encode(), b"<user>")
     (world / "init").mkdir(exist_ok=True)
     for name, content in files.items():
         (world / "init" / name).write_bytes(content)
@@ -62,10 +58,10 @@ def recipe(world: Path, **stages: dict[str, Any]) -> str:
 
 
 def sft(
-    world: Path, template: str = TEMPLATE, rows: list[dict[str, Any]] = CHATS, special: bool = True, **more: Any
+    world: Path, template: str = TEMPLATE, rows: list[dict[str, Any]] = CHATS, **more: Any
 ) -> str:
     return recipe(
-        world, taught={"run": "sft", "init": tokenizer(world, template, special), "data": [lines(world, rows)], **more})
+        world, taught={"run": "sft", "init": tokenizer(world, template), "data": [lines(world, rows)], **more})
 
 
 def grpo(world: Path, task: str = "Sums", **more: Any) -> str:
@@ -105,7 +101,6 @@ FAULTS = {
     "no generation prompt": (lambda w: sft(w, MUTE), "data 0: prompt differs", "add_generation_prompt"),
     "template drops the user": (lambda w: sft(w, DROPS), "data 0: template", "correct chat_template.jinja"),
     "empty answers": (lambda w: sft(w, rows=HALF_EMPTY), "data 0: empty answer", "drop or fill"),
-    "control tokens are text": (lambda w: sft(w, special=False), "control tokens in text", "special: true"),
     # data
     "answers cut off": (lambda w: sft(w, sequence_length=12), "data 0: truncated answers", "set sequence_length="),
     "rows of another kind": (

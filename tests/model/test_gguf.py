@@ -308,3 +308,11 @@ def test_smollm2_says_what_transformers_says() -> None:
                 break
     print(f"{20 - len(different)} of 20 equal; the others part at ties: {different}")
     assert all(gap < 1e-4 for *_, gap in different)
+
+
+@pytest.mark.parametrize(("name", "pieces"), [
+    ("qwen2", ["Ġ", "1", "2", "3", "4"]), ("deepseek-r1-qwen", ["Ġ", "1", "2", "3", "4"]),
+    ("llama-bpe", ["Ġ", "123", "4"])])
+def test_digits_are_cut_as_each_family_cuts_them(name: str, pieces: list[str]) -> None:
+    cut = gguf._pre_tokenizer(Path("x.gguf"), name).pre_tokenize_str(" 1234")
+    assert [piece for piece, _ in cut] == pieces

@@ -443,3 +443,17 @@ def test_a_tokenizer_without_a_first_token_is_saved(tmp_path: Path) -> None:
     for name in ("config.json", "generation_config.json"):
         given = json.loads((tmp_path / "m" / name).read_text())
         assert (given["bos_token_id"], given["eos_token_id"]) == (None, bare.eos_id)
+
+
+def test_what_a_user_names_wrongly_is_answered_with_the_right_name(tmp_path: Path) -> None:
+    from fathom.model.weights.hub import push
+
+    stage = tmp_path / "stage"
+    (stage / "model").mkdir(parents=True)
+    (stage / "model" / "config.json").write_text("{}")
+    for ask in (lambda: weights.load(stage), lambda: weights.convert(stage, tmp_path / "out", say=lambda line: None),
+                lambda: push(stage, "me/x")):
+        with pytest.raises(FathomError, match=r"stage: is a stage, not a model; did you mean .*stage/model\?"):
+            ask()
+    with pytest.raises(FathomError, match="nowhere: no such directory"):
+        push(tmp_path / "nowhere", "me/x")

@@ -185,7 +185,7 @@ def test_needles_that_are_not_found_are_named_by_cell() -> None:
     assert needle_faults(good, good, Proof()) == []
     [mean, cell] = needle_faults(grid([4, 1], [4, 4]), good, Proof())
     assert mean.startswith("62 % of the needles found at 2,048 tokens, fewer than proof.needle_mean=0.9")
-    short = {"lengths": [256, 512, 1024, 2048], "depths": [0.0, 1.0], "samples": 4, "right": [[4, 4, 4, 3], [4, 4, 4, 3]]}
+    short = {"lengths": [256, 512, 1024, 2048], "depths": [0.0, 1.0], "samples": 4, "right": [[4, 4, 4, 3]] * 2}
     assert len(needle_faults(short, short, Proof())) == 1, "what is found at short lengths makes up for nothing"
     assert cell.startswith("25 % at 2,048 tokens, depth 0 %, fewer than proof.needle_worst=0.5")
     assert needle_faults(grid([0, 0], [0, 0]), good, Proof(needle_mean=0, needle_worst=0)) == []

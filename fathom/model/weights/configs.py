@@ -252,7 +252,8 @@ def hugging_face_config(config: ModelConfig, tokenizer: Tokenizer | None, dtype:
             "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings", "initializer_range")},
     }
     if tokenizer is not None:
-        written |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+        stops = sorted(tokenizer.stop_ids)
+        written |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": stops if len(stops) > 1 else tokenizer.eos_id}
     if fp8 is not None:
         written["quantization_config"] = fp8.written()
     if family == "fathom":
@@ -337,8 +338,10 @@ def _read_demo(path: Path, raw: Mapping[str, Any]) -> Described:
 
 def demo_config(config: ModelConfig, fp8: Fp8 | None) -> dict[str, Any]:
     """The demo's ModelArgs for a model; FathomError names what the demo cannot compute."""
+    if config.family not in ("deepseek_v2", "deepseek_v3"):
+        raise FathomError(f"family={config.family}: DeepSeek's inference demo computes deepseek_v2 and deepseek_v3; "
+                          "write Hugging Face's names instead")
     must: dict[str, Any] = {
-        "family": config.family if config.family in ("deepseek_v2", "deepseek_v3") else "deepseek_v3",
         "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "norm_topk_prob": config.scoring_func == "sigmoid",
         "rope_interleave": True}
     for name, value in must.items():

@@ -71,17 +71,20 @@ def convert(
     described, stored = opened(place)
     words = read_tokenizer(tokenizer or _with_tokenizer(place), described.config)
     config = described.config
-    if form == "deepseek" and config.num_nextn_predict_layers:
-        say("DeepSeek's inference demo has no layer for multi-token prediction: it is left out")
+    left_out = form == "deepseek" and config.num_nextn_predict_layers
+    if left_out:
         config = config.model_copy(update={"num_nextn_predict_layers": 0})
-    if form == "deepseek" and config.selection_bias and config.hidden_size != 7168:
-        say(f"hidden_size={config.hidden_size}: DeepSeek's inference demo has the routers' bias at 7168 only")
     fp8 = described.fp8 if stored.fp8 and dtype in (None, "fp8") else Fp8() if dtype == "fp8" else None
     plan = _Plan(stored, config, dtype, fp8)
     run_as = torch.bfloat16 if fp8 else DTYPES[dtype] if dtype else stored.dtype
+    written = (configs.demo_config(config, fp8) if form == "deepseek"
+               else hugging_face_config(config, words, run_as, fp8))
+    if left_out:
+        say("DeepSeek's inference demo has no layer for multi-token prediction: it is left out")
+    if form == "deepseek" and config.selection_bias and config.hidden_size != 7168:
+        say(f"hidden_size={config.hidden_size}: DeepSeek's inference demo has the routers' bias at 7168 only")
+    disk.sweep(target.absolute().parent)  # what a killed conversion left there
     with disk.commit(target) as folder:
-        written = (configs.demo_config(config, fp8) if form == "deepseek"
-                   else hugging_face_config(config, words, run_as, fp8))
         write_about(folder, written, config, words, read_generation(place), f"Converted from {source.name}.", license)
         entries = _counted(plan.demo() if form == "deepseek" else plan.hugging_face(experts == "fused"), say)
         if form == "deepseek":

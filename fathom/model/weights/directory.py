@@ -69,7 +69,7 @@ def load(directory: Path, dtype: torch.dtype | None = None, device: torch.device
     Tensors missing, unexpected or of wrong shape or type are named before anything is allocated, and a file that is
     replaced meanwhile is refused. Beside the model, only a few megabytes are used.
     """
-    directory = resolve(directory, dtype)
+    directory = resolve(Path(directory), dtype)
     if not directory.is_dir():
         raise FathomError(f"{directory}: no such directory; a model directory holds config.json and {WEIGHTS}")
     if disk.is_complete(directory):
@@ -95,6 +95,8 @@ def read_config(directory: Path) -> ModelConfig:
 
 def opened(directory: Path) -> tuple[configs.Described, Stored]:
     """What the config of a directory says and its weights, which fit it in names, shapes and types."""
+    if not (directory / "config.json").is_file() and (directory / "model" / "config.json").is_file():
+        raise FathomError(f"{directory}: is a stage, not a model; did you mean {directory / 'model'}?")
     described = configs.read(directory)
     stored = Stored(directory, described.dtype)
     stored.bounded(described.config)
@@ -174,7 +176,7 @@ def write_about(folder: disk.Commit, config: Mapping[str, Any], shape: ModelConf
     folder.write("generation_config.json", dump({**ids, **generation}))
     for name, content in tokenizer.files().items():
         folder.write(name, content)
-    folder.write("README.md", card(shape, made, license))
+    folder.write("README.md", card(shape, made, license, opens="model_type" in config))
 
 
 def write_shards(folder: disk.Commit, entries: Sequence[Entry], shard_bytes: int) -> Path:
@@ -211,10 +213,10 @@ def read_generation(directory: Path) -> dict[str, Any]:
     return read_object(path) if path.is_file() else {}
 
 
-def card(config: ModelConfig, made: str = "", license: str = "unknown") -> str:
+def card(config: ModelConfig, made: str = "", license: str = "unknown", opens: bool = True) -> str:
     """A model card: what Hugging Face reads between the dashes, then shape, parameters, origin, and how to load it."""
     family = config.family
-    known = family in IN_TRANSFORMERS
+    known = opens and family in IN_TRANSFORMERS  # the demo's own config is nothing that transformers knows
     bill = cost(config)
     rows: dict[str, object] = {
         "family": family, "layers": config.num_hidden_layers, "width": config.hidden_size,

@@ -14,6 +14,10 @@ def push(directory: Path, repo: str, private: bool = False, revision: str | None
     Only directories that Fathom finished and whose files are what was committed; its own seals stay behind. `revision`
     is a branch.
     """
+    if not directory.is_dir():
+        raise UsageError(f"{directory}: no such directory; name a model directory, like DIR/model of a stage")
+    if not (directory / "config.json").is_file() and (directory / "model" / "config.json").is_file():
+        raise UsageError(f"{directory}: is a stage, not a model; did you mean {directory / 'model'}?")
     if not disk.is_complete(directory):
         raise UsageError(f"{directory}: has no {disk.COMPLETE}, so nothing says that it is whole; push what a stage, "
                          "or `fathom convert`, has written")
