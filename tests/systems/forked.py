@@ -169,7 +169,8 @@ def watch(inside: str, point: tuple[int, str], seen: list[str]) -> None:
         return wrapped
 
     places = [(os, name) for name in NAMES] + [(disk, "_write")]
-    places += [(fathom.model.weights.directory, "write_stream"), (fathom.train.checkpoint, "save_file")]
+    places += [(fathom.model.weights, "write_stream"), (fathom.model.weights.directory, "write_stream"),
+               (fathom.train.checkpoint, "save_file")]
     for module, name in places:
         setattr(module, name, dying(getattr(module, name), name))
 
