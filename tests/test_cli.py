@@ -189,3 +189,16 @@ def test_exit_codes_of_work_done_and_work_stopped(tmp_path: Path) -> None:
     other = subprocess.run([*base, "mtp=0.5"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert other.returncode == 2
     assert "mtp: 0.3 → 0.5" in other.stderr and "--fresh" in other.stderr and "Traceback" not in other.stderr
+
+
+def test_a_finished_command_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"messages": [{"role": "user", "content": f"say {i}"}, {"role": "assistant", "content": f"{i}"}]}
+            for i in range(20)]
+    data = tmp_path / "chats.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("tokenizer", f"data=[{data}]", "vocab_size=300", "--dir", str(tmp_path / "words"))
+    assert said(monkeypatch, capsys, *words)[0] == 0
+    code, _, err = said(monkeypatch, capsys, *words)
+    assert code == 0 and "words: finished before, nothing to do; --fresh starts over" in err

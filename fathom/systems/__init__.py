@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -83,6 +84,8 @@ def start(
     with Run.open(directory, system, settings, seed, inputs(settings), fresh, time_limit, console) as run:
         if run.finished:
             check_model(system, run.dir)
+            if console:
+                print(f"{run.dir}: finished before, nothing to do; --fresh starts over", file=sys.stderr)
         else:
             for line in found:
                 run.log.info(line)

@@ -152,8 +152,11 @@ class Extend(Settings):
         original = self.scaling.original if self.scaling else None
         place = locate(self.init)
         if original is None and is_model(self.init) and place.is_dir():
-            value = disk.read_json(place / "config.json").get("max_position_embeddings")
+            raw = disk.read_json(place / "config.json")
+            value = raw.get("max_position_embeddings")
             original = value if isinstance(value, int) else None
+            if raw.get("rope_scaling"):
+                found["refused"] = "the model is stretched already; set scaling.original and scaling.factor"
         if original is not None:
             found["original length"] = original
         if self.phases is None and original is None:
