@@ -94,7 +94,16 @@ CHARTS = (
         unit="%",
     ),
     Chart("Clipped", (Curve("clip_share", "clipped", "wrong"),), "share of tokens whose ratio was clipped", unit="%"),
-    Chart("Balance loss", (Curve("loss_balance", "balance", "teal"),), log=True),
+    Chart(
+        "Balance loss",
+        (
+            Curve("loss_balance", "experts", "teal"),
+            Curve("loss_device_balance", "devices", "accent"),
+            Curve("loss_communication_balance", "sent to devices", "wrong"),
+        ),
+        log=True,
+    ),
+    Chart("Dropped", (Curve("dropped", "dropped", "wrong"),), "assignments of tokens to experts that were discarded"),
     Chart("Learning rate", (Curve("lr", "learning rate", "accent", exact=True),)),
     Chart("Throughput", (Curve("tokens_per_s", "tokens per second", "accent"),)),
     Chart(
