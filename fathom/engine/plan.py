@@ -72,7 +72,7 @@ class Product:
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.turned is not None:
-            return x @ self.turned
+            return x @ self.turned if self.bias is None else torch.addmm(self.bias, x, self.turned)
         if self.packed is not None:
             assert len(x) == self.rows
             y: Tensor = torch.ops.mkl._mkl_linear(x, self.packed, self.weight, self.bias, self.rows)

@@ -285,10 +285,10 @@ def extend(cfg: Extend, run: Run) -> None:
 
 def _with_config(base: Transformer, config: ModelConfig) -> Transformer:
     """The same weights in a model of another config, whose tensors are the same."""
-    from fathom.model.transformer import Transformer
+    from fathom.model.weights.streamed import empty
 
     weight = base.embed_tokens.weight
-    made = Transformer(config).to(device=weight.device, dtype=weight.dtype)
+    made = empty(config, weight.dtype, weight.device)
     made.load_state_dict(base.state_dict())
     return made
 

@@ -61,13 +61,13 @@ class Pretrain(Settings):
     @model_validator(mode="after")
     def _fits_the_model(self) -> Pretrain:
         try:
-            longest = self.shape(None).max_position_embeddings
+            shape = self.shape(None)
         except UsageError as error:  # pydantic collects ValueErrors, and `build` says where they belong
             raise ValueError(str(error)) from error
+        longest = shape.max_position_embeddings
         if self.sequence_length > longest:
             raise ValueError(f"sequence_length={self.sequence_length}: the model has {longest} positions; set "
                              f"sequence_length ≤ {longest} or raise model.max_position_embeddings")
-        shape = self.shape(None)
         between = {"device_balance": self.device_balance, "communication_balance": self.communication_balance,
                    "capacity": self.capacity}
         for name, value in between.items():

@@ -233,6 +233,12 @@ def _family(config: ModelConfig) -> str:
     return family
 
 
+def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    """BOS and what ends a completion, as config.json and generation_config.json have them: one id, or a list."""
+    stops = sorted(tokenizer.stop_ids)
+    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": stops if len(stops) > 1 else tokenizer.eos_id}
+
+
 def hugging_face_config(config: ModelConfig, tokenizer: Tokenizer | None, dtype: torch.dtype,
                         fp8: Fp8 | None = None) -> dict[str, Any]:
     """`config.json` for transformers: the config's own fields and those that it derives.
@@ -252,8 +258,7 @@ def hugging_face_config(config: ModelConfig, tokenizer: Tokenizer | None, dtype:
             "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings", "initializer_range")},
     }
     if tokenizer is not None:
-        stops = sorted(tokenizer.stop_ids)
-        written |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": stops if len(stops) > 1 else tokenizer.eos_id}
+        written |= token_ids(tokenizer)
     if fp8 is not None:
         written["quantization_config"] = fp8.written()
     if family == "fathom":

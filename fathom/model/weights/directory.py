@@ -171,9 +171,7 @@ def write_about(folder: disk.Commit, config: Mapping[str, Any], shape: ModelConf
         return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
     folder.write("config.json", dump(config))
-    stops = sorted(tokenizer.stop_ids)
-    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": stops if len(stops) > 1 else tokenizer.eos_id}
-    folder.write("generation_config.json", dump({**ids, **generation}))
+    folder.write("generation_config.json", dump({**configs.token_ids(tokenizer), **generation}))
     for name, content in tokenizer.files().items():
         folder.write(name, content)
     folder.write("README.md", card(shape, made, license, opens="model_type" in config))
