@@ -298,6 +298,14 @@ def test_the_leader_of_a_pair_ends_the_other(sandbox: Sandbox) -> None:
     assert told(e) == (End.LIMIT, None, None, "cpu") and f.stdout == b"b''\n"
 
 
+def test_a_program_that_ends_with_its_leader_ended_by_itself(sandbox: Sandbox) -> None:
+    """The order to kill it comes while the kernel takes it apart: its end is still told as it was."""
+    failed = Program("raise ValueError('x')")
+    waits = Program("import os; os.read(3, 9)")
+    for ran in sandbox.run_pairs([(failed, waits)] * 200):
+        assert [told(one) for one in ran] == [(End.RAISED, 1, "ValueError: x", None), (End.EXITED, 0, None, None)]
+
+
 SEARCH = """
 import gc, sys
 needle = {backwards!r}[::-1]

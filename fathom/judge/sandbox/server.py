@@ -52,14 +52,14 @@ class _Running:
         self.started = started
         self.look = 0.0  # when to watch next
         self.cpu_s = 0.0  # when it was watched last
+        self.said = b""
         self.seen = Seen.ENDED
 
     def hear(self) -> bytes:
-        """What the process said, all of it once it has ended."""
-        try:
-            return os.read(self.status, 4096)
-        except BlockingIOError:
-            return b""
+        """What the process has said, all of it once it has ended."""
+        with suppress(BlockingIOError):
+            self.said += os.read(self.status, 4096)
+        return self.said
 
 
 class Server:
@@ -148,7 +148,7 @@ class Server:
                 if running.request.number == request.number and running.seen is Seen.ENDED:
                     running.cpu_s, _ = self._account(running)
                     running.seen = Seen.KILLED
-                    self._kill(running)
+                    self._dismiss(running)
         return bool(data)
 
     def _start(self, request: Request, envelopes: list[int]) -> None:
@@ -235,13 +235,14 @@ class Server:
         said = running.hear()
         if _BROKEN in said:
             seen, reason = Seen.BROKEN, said.partition(_BROKEN)[2].partition(b"\n")[0].decode(errors="replace")
+        elif self.level and seen in (Seen.ENDED, Seen.KILLED) and (end := confine.account(said)):
+            status, cpu_s = end
         elif self.level and seen is Seen.ENDED:
-            if end := confine.account(said):
-                status, cpu_s = end
-            else:
-                seen, reason = Seen.BROKEN, "its namespace was killed from outside"
+            seen, reason = Seen.BROKEN, "its namespace was killed from outside"
         else:
             cpu_s = max(cpu_s, running.cpu_s)  # a killed namespace takes its account along
+        if seen is Seen.KILLED and status != signal.SIGKILL:
+            seen = Seen.ENDED  # by itself: the order to kill it came when it was ending
         if seen is Seen.ENDED and status == signal.SIGKILL and cpu_s >= request.cpu_s:
             seen = Seen.CPU  # the kernel's own limit came first
         os.close(running.status)
@@ -277,13 +278,27 @@ class Server:
         try:
             pid = running.pid
             if self.level:
-                with open(os.open(f"{pid}/task/{pid}/children", os.O_RDONLY, dir_fd=self.proc), "rb") as file:
-                    pid = int(file.read() or pid)  # not yet, or no longer: process 1 itself
+                pid = self._inner(pid) or pid  # not yet, or no longer: process 1 itself
             with open(os.open(f"{pid}/schedstat", os.O_RDONLY, dir_fd=self.proc), "rb") as file:
                 waited_ns = int(file.read().split()[1])
             return time.clock_gettime(~pid << 3 | 2), waited_ns / 1e9  # clock_getcpuclockid(3), in the kernel's terms
         except OSError:
             return 0.0, 0.0  # it ended just now
+
+    def _inner(self, pid: int) -> int:
+        """The program's process in the namespace of process `pid`, 0 where it is not yet, or no longer, there."""
+        with open(os.open(f"{pid}/task/{pid}/children", os.O_RDONLY, dir_fd=self.proc), "rb") as file:
+            return int(file.read() or 0)
+
+    def _dismiss(self, running: _Running) -> None:
+        """Kills a program so that, if it was ending by itself, it is still known how."""
+        if not self.level:
+            self._kill(running)
+        elif inner := self._inner(running.pid):
+            with suppress(ProcessLookupError):
+                os.kill(inner, signal.SIGKILL)
+        elif not running.hear():  # it was not there yet; else process 1 is telling how it ended
+            self._kill(running)
 
     def _kill(self, running: _Running) -> None:
         if not self.level:
