@@ -16,13 +16,14 @@ from torch import Tensor
 from bench.measure import HEAD, Pair, interleave
 from fathom.engine.plan import Plan
 from fathom.model.cost import cost
-from fathom.model.layout import Cache, Layout
+from fathom.model.layout import Layout, Pages
 from fathom.model.presets import preset
 from fathom.model.transformer import Transformer
 
 NAME = "deepseek-v2-lite"
 POSITIONS = (0, 1, 63, 1023, 4095, 8191)
 PROMPT, NEW = 1024, 32
+BLOCK = 16  # tokens in one of the cache
 
 
 def _made(dtype: torch.dtype, device: str, layers: int | None = None) -> Transformer:
@@ -115,26 +116,26 @@ class Decoder:
 
     def __init__(self, model: Transformer, prompts_BT: Tensor):
         self.model, self.prompts, self.plan = model, prompts_BT, Plan(model)
-        self.cache = self.prefill()
+        rows, length = prompts_BT.shape
+        each = -(-(length + NEW + 1) // BLOCK)
+        self.tables = [list(range(1 + row * each, 1 + (row + 1) * each)) for row in range(rows)]
+        self.pages = Pages(model.config, 1 + rows * each, BLOCK, model.embed_tokens.weight.dtype, prompts_BT.device)
 
-    def prefill(self) -> Cache:
-        """The cache after the prompts."""
+    def prefill(self) -> Tensor:
+        """The first token after each prompt, the cache filled."""
         rows, length = self.prompts.shape
-        cache = Cache(self.model.config, rows, length + NEW + 1, self.model.embed_tokens.weight.dtype,
-                      self.prompts.device)
-        hidden = self.model(self.prompts.flatten(), Layout.prefill([length] * rows, cache, range(rows)))
-        self.first = self.model.logits(hidden.view(rows, length, -1)[:, -1]).argmax(-1)
-        return cache
+        hidden = self.model(self.prompts.flatten(), Layout.fresh(self.pages, self.tables, [length] * rows))
+        return self.model.logits(hidden.view(rows, length, -1)[:, -1]).argmax(-1)
 
     def decode(self) -> Tensor:
         """NEW more tokens of every row."""
-        cache = self.prefill()
-        token = self.first
+        token = self.prefill()
+        rows, length = self.prompts.shape
         out = []
-        with self.plan:
-            for _ in range(NEW):
-                token = self.plan.step(token, cache).argmax(-1)
-                out.append(token)
+        for step in range(NEW):
+            layout = Layout.rows(self.pages, self.tables, [length + step + 1] * rows)
+            token = self.plan.step(token, layout)[1].argmax(-1)
+            out.append(token)
         return torch.stack(out, dim=1)
 
 
@@ -152,9 +153,9 @@ def speed(device: str, rounds: int = 5, batches: tuple[int, ...] = (1, 32)) -> t
         prompts = torch.randint(0, 100_000, (rows, PROMPT), device=device,
                                 generator=torch.Generator(device).manual_seed(2))
         decoder = Decoder(model, prompts)
-        cached = sum(part.numel() * part.element_size() for layer in decoder.cache.layers for part in layer)
-        by_cost = 2 * bill.cache_elements * rows * (PROMPT + NEW + 1)
-        notes.append(f"| cache of {rows} × {PROMPT + NEW + 1} tokens | {cached:,} B | {by_cost:,} B |")
+        blocks = 1 + sum(map(len, decoder.tables))
+        by_cost = 2 * bill.cache_elements * blocks * BLOCK
+        notes.append(f"| cache of {blocks} blocks of {BLOCK} tokens | {decoder.pages.bytes:,} B | {by_cost:,} B |")
         seconds = interleave(
             lambda d=decoder: d.prefill(), lambda p=prompts: peer.model(p, use_cache=True), rounds)
         pairs.append(Pair(f"{NAME}: prefill, {rows} × {PROMPT}", *seconds, work=rows * PROMPT))

@@ -88,7 +88,21 @@ class Sampling(Settings):
     max_tokens: int = Field(256, ge=1, description="most tokens in a completion")
     temperature: float = Field(1.0, ge=0, description="0 is greedy; logits are divided by it otherwise")
     top_p: float = Field(1.0, gt=0, le=1, description="smallest set of tokens with at least this probability")
+    top_k: int = Field(0, ge=0, description="only so many most likely tokens; 0: all")
+    min_p: float = Field(0.0, ge=0, le=1, description="only tokens with this share of the likeliest one's probability")
+    repetition_penalty: float = Field(
+        1.0, gt=0, description="logits of tokens that prompt or completion hold: above 0 divided by it, below multiplied")
+    presence_penalty: float = Field(
+        0.0, ge=-2, le=2, description="taken from the logits of tokens that the completion holds")
+    frequency_penalty: float = Field(
+        0.0, ge=-2, le=2, description="taken from a token's logit for each time that the completion holds it")
+    logit_bias: dict[int, float] = Field(default_factory=dict, description="token id: what is added to its logit")
     stop: tuple[str, ...] = Field((), description="strings that end a completion; they are cut off the text")
+    min_tokens: int = Field(0, ge=0, description="no stop token and no stop string ends a completion before")
+    ignore_stop: bool = Field(False, description="stop tokens do not end a completion")
+    logprobs: int = Field(0, ge=0, le=20, description="tell so many most likely tokens beside every chosen one")
+    json_schema: str | None = Field(
+        None, description="a JSON schema, as JSON, that the completion satisfies; {} is any JSON (extra guided)")
     seed: int = Field(0, ge=0, description="names the randomness: same seed, prompt and weights, same completion")
 
 
@@ -97,14 +111,18 @@ class Completion:
     """What came back for one prompt.
 
     `tokens` are the sampler's own ids, the stop token included; `logprobs` are natural logarithms of the probabilities
-    they were drawn with, one per token; `finish` is "stop" or "length"; `version` names the weights that drew them.
+    they were drawn with, one per token; `finish` is "stop" or "length"; `versions` names the weights that drew each
+    token; `top`, where asked for, holds each token's likeliest rivals, (id, log-probability), likeliest first; `cached`
+    counts prompt tokens that need not be computed.
     """
 
     text: str
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish: Literal["stop", "length"]
-    version: int = 0
+    versions: tuple[int, ...] = ()
+    top: tuple[tuple[tuple[int, float], ...], ...] = ()
+    cached: int = 0
 
 
 class TextGenerator(Protocol):

@@ -8,10 +8,11 @@ shared ones), packed for the number of rows at hand, and a step is a short list 
 that list.
 
 It changes how, never what: results agree with the model's own forward pass to rounding (tests/engine/test_plan.py).
-Figures are in docs/log.md. Every `with` begins from the weights as the trainer has left them.
+A plan with `fixed` rows is also the same in every bit whatever stands beside a row: all its operations have one shape,
+and positions are taken in pieces of one size. Figures are in docs/log.md.
 """
 
-# B rows, one per cache slot; D model, H heads, G key/value heads, C head width, R latent, P rotary; E experts,
+# B rows, one token each; D model, H heads, G key/value heads, C head width, R latent, P rotary; E experts,
 # K chosen; of one product I in, O out
 
 from __future__ import annotations
@@ -19,21 +20,29 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fathom.core.errors import UsageError
-from fathom.model.attention import GroupedQueryAttention, LatentAttention, RMSNorm, remember, weigh_past
-from fathom.model.layout import Cache, Layout
+from fathom.model.attention import (
+    GroupedQueryAttention,
+    LatentAttention,
+    RMSNorm,
+    grouped_rows,
+    latent_rows,
+    remember,
+)
+from fathom.model.layout import Layout
 from fathom.model.lora import effective_weight
 from fathom.model.moe import MoE, SwiGLU
-from fathom.model.transformer import Block, Transformer
+from fathom.model.transformer import Block, MultiTokenPrediction, Transformer
 
+PACKED_FOR = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 DENSE_WORK = 1e6  # rows × width × expert width × the share of experts not chosen, up to which dense is faster
 MEMORY_SHARE = 0.25  # of the machine's memory, the most that a model may take whose weights are copied
 
@@ -48,7 +57,9 @@ class Step:
 
     def turn(self, straight_BHP: Tensor, turned_BHP: Tensor) -> Tensor:
         """Rotary embedding of channels whose turned copies are there already."""
-        return torch.addcmul(straight_BHP * self.cos, turned_BHP, self.sin)
+        if straight_BHP.dtype == self.cos.dtype:
+            return torch.addcmul(straight_BHP * self.cos, turned_BHP, self.sin)
+        return (straight_BHP * self.cos + turned_BHP * self.sin).to(straight_BHP.dtype)
 
 
 Part = Callable[[Tensor, Step], Tensor]  # a normalised input [B, D] ↦ a contribution to the residual stream [B, D]
@@ -65,7 +76,7 @@ class Product:
         if rows is None:
             # a compiled graph reads from where it read before
             self.turned = (torch.empty_like(weight_OI.mT.contiguous()) if place is None else place).copy_(weight_OI.mT)
-        elif rows > 1 and torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
+        elif rows > 1 and weight_OI.dtype == torch.float32 and torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
             self.packed = torch.ops.mkl._mkl_reorder_linear_weight(weight_OI, rows)
             # the call below asks the plain weight for its shape only, while the rows are as announced: let it go
             self.weight = weight_OI.new_empty(1).expand(weight_OI.shape)
@@ -81,87 +92,139 @@ class Product:
 
 
 class Plan:
-    """`with plan:` readies the model, `plan.step(tokens, cache)` decodes one token of every slot.
+    """`plan.step(tokens, layout)` decodes one token of every row, as the weights were at the last `refresh`.
 
-    Models on other devices than the CPU, of other types than FP32, or too large to copy run as they are.
+    Models of other types than FP32 and BF16, on other devices than the CPU, or too large to copy run as they are.
     """
 
-    def __init__(self, model: Transformer, compiled: bool = False):
+    def __init__(self, model: Transformer, compiled: bool = False, fixed: int | None = None):
+        """`fixed`: every step has so many rows, and a row's bits do not depend on the others."""
         weight = model.embed_tokens.weight
-        self.model, self.compiled = model, compiled
+        self.model, self.compiled, self.fixed = model, compiled, fixed
         on_cpu = weight.device.type == "cpu"
         if compiled and model.config.attention != "mla":  # its graph was not compiled within minutes (docs/log.md)
             raise UsageError("engine.compile=true: only models with latent attention are compiled; leave it out")
         if compiled and on_cpu and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "c++"))):
             raise UsageError("engine.compile=true: needs a C++ compiler on this machine, and none was found; install "
                              "g++, or leave it out")
-        size = sum(p.numel() * p.element_size() for p in model.parameters())
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        self.copies = on_cpu and weight.dtype == torch.float32 and size <= MEMORY_SHARE * memory
+        if compiled and fixed:
+            raise UsageError("engine.compile=true: what is compiled depends on the batch; leave it out, or "
+                             "engine.deterministic")
+        self.size = sum(p.numel() * p.element_size() for p in model.parameters())
+        self._memory = MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        self.copies = on_cpu and weight.dtype in (torch.float32, torch.bfloat16) and self.size <= self._memory
+        if fixed and not self.copies:
+            raise UsageError(f"engine.deterministic=true: for FP32 and BF16 models on the CPU of up to "
+                             f"{self._memory / 1e9:.1f} GB; this one has {self.size / 1e9:.1f} GB of {weight.dtype} on "
+                             f"{weight.device}; leave it out")
         self._places: dict[str, Tensor] = {}  # compiled: where its graph reads the weights, packed or not
-        self._parts: list[tuple[_Norm, Part, _Norm, Part]] | None = None
+        self._laid: OrderedDict[int, _Laid] = OrderedDict()  # by rows; the one used last is last
         self._fresh, self._rows = False, 0
         self._flat = torch.compile(self._step, dynamic=True) if compiled else self._step
         self._whole = torch.compile(self._forward, dynamic=True) if compiled else self._forward
 
-    def __enter__(self) -> Plan:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def refresh(self) -> None:
+        """Steps go by the weights as they are now."""
         self._fresh = False
         if not self.compiled:
-            self._parts = None  # and the memory with it
+            self._laid.clear()  # and the memory with it
 
-    def step(self, token_B: Tensor, cache: Cache) -> Tensor:
-        """Logits [B, V] after the next token of every slot."""
-        layout = Layout.decode(cache)
+    @property
+    def most_rows(self) -> int:
+        """Rows of one step, at most."""
+        return self.fixed or PACKED_FOR[-1]
+
+    def rows(self, count: int) -> int:
+        """The number of rows, `count` or more, that a step for so many should have: weights are packed for few
+        numbers."""
+        if self.fixed:
+            return self.fixed
+        if not self.copies or self.compiled:
+            return count
+        return next((size for size in PACKED_FOR if size >= count), count)
+
+    def step(self, token_B: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Final hidden states [B, D] and logits [B, V] of the next token of every row."""
         if not self.copies:
             return self._whole(token_B, layout)
-        if not self._fresh or (self._rows != len(token_B) and not self.compiled):
-            self._lay_out(len(token_B))
         # angles stand outside of what is compiled: fused into their many readers they would be computed for each
-        return self._flat(token_B, Step(layout, *self._every_angle(layout.positions_T)))
+        step = Step(layout, *self._every_angle(layout.positions_T))
+        return self._flat(token_B, step, self._laid_for(len(token_B)))
 
-    def _forward(self, token_B: Tensor, layout: Layout) -> Tensor:
-        return self.model.logits(self.model(token_B, layout))
+    def guess(self, next_B: Tensor, hidden_BD: Tensor, layout: Layout) -> Tensor:
+        """Logits [B, V] of the token after `next_B`, by multi-token prediction from the hidden states before it."""
+        if not self.copies:
+            return self.model.logits(self.model.predict_next(hidden_BD, next_B, layout))
+        laid = self._laid_for(len(next_B))
+        step = Step(layout, *self._every_angle(layout.positions_T))
+        mtp = laid.mtp
+        assert mtp is not None
+        before, attention, between, feed_forward = mtp.block
+        embedding_BD = F.embedding(next_B, self.model.embed_tokens.weight)
+        x_BD = mtp.join(torch.cat((mtp.embedding_norm(embedding_BD), mtp.hidden_norm(hidden_BD)), dim=-1))
+        x_BD = x_BD + attention(before(x_BD), step)
+        x_BD = x_BD + feed_forward(between(x_BD), step)
+        return laid.head(mtp.last(x_BD))
+
+    def _forward(self, token_B: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        hidden_BD = self.model(token_B, layout)
+        return hidden_BD, self.model.logits(hidden_BD)
 
     def _every_angle(self, positions_B: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = self.model.rotary(positions_B, torch.float32)
+        cos, sin = self.model.rotary(positions_B, self.model.embed_tokens.weight.dtype)
         if self.model.config.rope_interleave:
             cos, sin = cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1)
         else:
             cos, sin = torch.cat((cos, cos), -1), torch.cat((sin, sin), -1)
         return cos[:, None, :], sin[:, None, :]
 
-    def _step(self, token_B: Tensor, step: Step) -> Tensor:
-        assert self._parts is not None
+    def _step(self, token_B: Tensor, step: Step, laid: _Laid) -> tuple[Tensor, Tensor]:
         x_BD = F.embedding(token_B, self.model.embed_tokens.weight)
-        for before, attention, between, feed_forward in self._parts:
+        for before, attention, between, feed_forward in laid.parts:
             x_BD = x_BD + attention(before(x_BD), step)
             x_BD = x_BD + feed_forward(between(x_BD), step)
-        return self._head(self._last(x_BD))
+        hidden_BD = laid.last(x_BD)
+        return hidden_BD, laid.head(hidden_BD)
+
+    def _laid_for(self, rows: int) -> _Laid:
+        rows = 0 if self.compiled else rows
+        if not self._fresh or rows not in self._laid:
+            self._lay_out(rows)
+        self._laid.move_to_end(rows)
+        return self._laid[rows]
 
     def _lay_out(self, rows: int) -> None:
+        if not self._fresh and not self.compiled:
+            self._laid.clear()
+        while self._laid and not self.compiled and self.size * (len(self._laid) + 1) > self._memory:
+            self._laid.popitem(last=False)
         self._fresh, self._rows = True, rows
-        parts = []
-        for number, block in enumerate(self.model.layers):
-            assert isinstance(block, Block)
-            attention, mlp = block.self_attn, block.mlp
-            parts.append((
-                self._norm(f"{number}.before", block.input_layernorm),
-                self._latent(number, attention) if isinstance(attention, LatentAttention) else
-                self._grouped(number, attention),
-                self._norm(f"{number}.between", block.post_attention_layernorm),
-                self._experts(number, mlp) if isinstance(mlp, MoE) else self._dense(number, mlp),
-            ))
+        parts = [self._block(number, block) for number, block in enumerate(self.model.layers)]
+        mtp = []
+        for module in self.model.mtp[:1]:
+            assert isinstance(module, MultiTokenPrediction)
+            mtp.append(_Mtp(
+                self._block(module.block.layer, module.block), self._product("join", effective_weight(module.eh_proj)),
+                self._norm("enorm", module.enorm), self._norm("hnorm", module.hnorm), self._norm("mtp", module.norm)))
         last, head = self._norm("last", self.model.norm), self._product("head", effective_weight(self.model.lm_head))
-        if self._parts is None or not self.compiled:  # else they read where the weights have just been put
-            self._parts, self._last, self._head = parts, last, head
+        if rows not in self._laid:  # else a compiled graph reads where the weights have just been put
+            self._laid[rows] = _Laid(parts, last, head, *mtp)
+
+    def _block(self, number: int, block: nn.Module) -> _Parts:
+        assert isinstance(block, Block)
+        attention, mlp = block.self_attn, block.mlp
+        return (
+            self._norm(f"{number}.before", block.input_layernorm),
+            self._latent(number, attention) if isinstance(attention, LatentAttention) else
+            self._grouped(number, attention),
+            self._norm(f"{number}.between", block.post_attention_layernorm),
+            self._experts(number, mlp) if isinstance(mlp, MoE) else self._dense(number, mlp),
+        )
 
     def _product(self, name: str, *weights: Tensor, bias: Tensor | None = None) -> Product:
         """One product for weights that are multiplied by the same rows."""
         weight = torch.cat(weights) if len(weights) > 1 else weights[0].detach().contiguous()
-        product = Product(weight, None if self.compiled else self._rows, self._places.get(name), bias)
+        product = Product(weight, self._rows or None, self._places.get(name), bias)
         if product.turned is not None:
             self._keep(name, product.turned)
         return product
@@ -187,12 +250,14 @@ class Plan:
         last = attention.q_b_proj if attention.compress_query else attention.q_proj
         query_HCI = effective_weight(last).view(heads, attention.nope + rotary, -1)
         nope, turning = query_HCI[:, : attention.nope], query_HCI[:, attention.nope:]
-        queries = torch.cat((w_uk_HCR.mT @ nope, turning), dim=1).flatten(0, 1)
+        absorbed_HRI = (w_uk_HCR.float().mT @ nope.float()).to(nope.dtype)  # rounded once
+        queries = torch.cat((absorbed_HRI, turning), dim=1).flatten(0, 1)
         key = effective_weight(attention.kv_a_proj_with_mqa)
         turned_queries = _turned(turning, attention.interleave).flatten(0, 1)
         turned_key = _turned(key[latent:], attention.interleave)
         o_DHV = effective_weight(attention.o_proj).view(-1, heads, attention.v_dim)
-        out = self._product(f"{layer}.o", torch.einsum("dhv,hvr->dhr", o_DHV, w_uv_HVR).flatten(1))
+        into_DHR = torch.einsum("dhv,hvr->dhr", o_DHV.float(), w_uv_HVR.float()).to(o_DHV.dtype)
+        out = self._product(f"{layer}.o", into_DHR.flatten(1))
         norm = self._norm(f"{layer}.latent", attention.kv_a_layernorm)
         if attention.compress_query:
             down = self._product(f"{layer}.down", effective_weight(attention.q_a_proj), key, turned_key)
@@ -214,9 +279,7 @@ class Plan:
             q_BHC = torch.cat((all_BHC[:, :heads, :latent], rotated_BHP[:, :heads]), dim=-1)
             remember(step.layout, layer, torch.cat(
                 (norm(all_BHC[:, heads:, :latent]), rotated_BHP[:, heads:]), dim=-1))
-            assert step.layout.cache is not None and step.layout.past_BS is not None
-            past_BSC = step.layout.cache.layers[layer][0][:, 0, : step.layout.past_BS.shape[1]]
-            z_BHR = weigh_past(q_BHC, past_BSC, past_BSC[..., :latent], step.layout.past_BS, scale)
+            z_BHR = latent_rows(q_BHC, step.layout, layer, latent, scale)
             return out(z_BHR.flatten(1))
 
         return part
@@ -247,7 +310,7 @@ class Plan:
                 turned_BHC = _turned(straight_BHC[..., None], attention.interleave)[..., 0]
             qk_BHC = step.turn(straight_BHC, turned_BHC)
             remember(step.layout, layer, qk_BHC[:, heads:], qkv_BHC[:, heads + groups:])
-            return out(attention._cached(qk_BHC[:, :heads], step.layout, layer).flatten(1))
+            return out(grouped_rows(qk_BHC[:, :heads], step.layout, layer, groups, attention.scale).flatten(1))
 
         return part
 
@@ -267,7 +330,7 @@ class Plan:
         experts = moe.experts
         gate_up_EOD, down_EDI = experts.effective("gate_up_proj"), experts.effective("down_proj")
         count, width, inner = down_EDI.shape
-        if self._rows * width * inner * (1 - moe.gate.chosen / count) > DENSE_WORK:
+        if not self.fixed and self._rows * width * inner * (1 - moe.gate.chosen / count) > DENSE_WORK:
             return lambda x_BD, _: moe(x_BD)[0]
         gates, ups = gate_up_EOD.chunk(2, dim=1)
         downs = [down_EDI.transpose(0, 1).flatten(1)]
@@ -277,18 +340,40 @@ class Plan:
             second.append(effective_weight(moe.shared_experts.up_proj))
             downs.append(effective_weight(moe.shared_experts.down_proj))
         every = sum(len(w) for w in first)
-        into = self._product(f"{layer}.experts", *first, *second, moe.gate.weight)
+        exact = moe.gate.weight.dtype == torch.float32  # else the gate's arithmetic is kept apart from the weights'
+        into = self._product(f"{layer}.experts", *first, *second, *([moe.gate.weight] if exact else []))
         down = self._product(f"{layer}.down_proj", torch.cat(downs, dim=1))
 
         def part(x_BD: Tensor, _: Step) -> Tensor:
-            gate, up, logits_BE = torch.split(into(x_BD), [every, every, count], dim=-1)
-            score_BE, expert_BK, weight_BK = moe.gate.choose(logits_BE)
-            weight_BE1 = torch.zeros_like(score_BE).scatter_(1, expert_BK, weight_BK)[..., None]
+            gate, up, *rest = torch.split(into(x_BD), [every, every, *([count] if exact else [])], dim=-1)
+            score_BE, expert_BK, weight_BK = moe.gate.choose(*rest) if exact else moe.gate(x_BD)
+            weight_BE1 = torch.zeros_like(score_BE).scatter_(1, expert_BK, weight_BK)[..., None].to(up.dtype)
             inside = F.silu(gate).mul_(up)
             inside[:, : count * inner].view(-1, count, inner).mul_(weight_BE1)  # shared ones weigh one
             return down(inside)
 
         return part
+
+
+@dataclass(frozen=True)
+class _Mtp:
+    """Multi-token prediction laid out."""
+
+    block: _Parts
+    join: Product
+    embedding_norm: _Norm
+    hidden_norm: _Norm
+    last: _Norm
+
+
+@dataclass(frozen=True)
+class _Laid:
+    """The weights laid out for a number of rows, as what is done with them."""
+
+    parts: list[_Parts]  # per layer
+    last: _Norm
+    head: Product
+    mtp: _Mtp | None = None
 
 
 class _Norm:
@@ -297,12 +382,19 @@ class _Norm:
     def __init__(self, norm: RMSNorm, place: Tensor | None = None):
         width = norm.weight.shape[0]
         weight = norm.weight.detach() * math.sqrt(width)
+        self.eps = norm.eps if weight.dtype != torch.float32 else None
+        self.plain = norm.weight.detach()
         self.weight = weight if place is None else place.copy_(weight)
         self.floor = torch.tensor(math.sqrt(width * norm.eps), dtype=self.weight.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.eps is not None:
+            return F.rms_norm(x, self.plain.shape, self.plain, self.eps)
         y: Tensor = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(self.floor)
         return y.mul_(self.weight)
+
+
+_Parts = tuple[_Norm, Part, _Norm, Part]  # of a block: norm, attention, norm, feed-forward
 
 
 def _turned(weight_HPI: Tensor, interleave: bool) -> Tensor:

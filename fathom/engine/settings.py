@@ -14,4 +14,12 @@ class EngineSettings(Settings):
 
     batch: int = Field(256, ge=1, description="most completions decoded together")
     compile: bool = Field(False, description="compile the decoding step (latent attention only): a minute's wait first")
-    prefill_tokens: int = Field(8192, ge=1, description="most prompt tokens in one forward pass")
+    prefill_tokens: int = Field(8192, ge=1, description="most prompt tokens in one step")
+    block: int = Field(16, ge=1, le=1024, description="tokens in a block of the cache")
+    cache_gb: float | None = Field(
+        None, gt=0, description="most memory of the cache, in 10⁹ bytes; default: a quarter of the machine's, or of "
+        "what the GPU has free")
+    deterministic: bool = Field(
+        False, description="the same bits whatever else is in the batch or the cache: every token by itself, slower")
+    speculate: bool = Field(
+        False, description="guess the next token with the model's multi-token prediction and check both at once")

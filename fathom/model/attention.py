@@ -1,6 +1,6 @@
 """Attention over a row of tokens: latent (MLA) and grouped-query, each with its cache, chosen once at construction."""
 
-# T tokens, H heads, D model, R latent, P rotary, S cached positions, B cache slots, N sequences of L tokens
+# T tokens, H heads, D model, R latent, P rotary, S cached positions, B rows, N sequences of L tokens, Y past tokens
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fathom.model.config import ModelConfig
 from fathom.model.device import full_precision
-from fathom.model.layout import Layout
+from fathom.model.layout import Layout, Rows
 from fathom.model.lora import effective_weight
 from fathom.model.rope import rotate
 
@@ -91,20 +91,86 @@ def attend(q_THC: Tensor, k_TGC: Tensor, v_TGV: Tensor, layout: Layout, scale: f
     return o_THV.index_select(0, layout.place_T)
 
 
+def attend_onward(
+    q_THC: Tensor, k_TGC: Tensor, v_TGV: Tensor, k_YGC: Tensor, v_YGV: Tensor, layout: Layout, scale: float
+) -> Tensor:
+    """Attention of tokens that continue sequences, to their past (Y, all sequences' end to end) and causally to each
+    other: [T, H, V]."""
+    v_width = v_TGV.shape[2]
+    width = max(q_THC.shape[2], v_width)
+    q, k, v, k_past, v_past = (
+        F.pad(t, (0, width - t.shape[2])) if t.shape[2] < width else t for t in (q_THC, k_TGC, v_TGV, k_YGC, v_YGV))
+    outputs, before = [], 0
+    for piece in layout.pieces:
+        now, then = slice(piece.begin, piece.end), slice(before, before + piece.past)
+        before += piece.past
+        o = F.scaled_dot_product_attention(
+            q[now].transpose(0, 1)[None], torch.cat((k_past[then], k[now])).transpose(0, 1)[None],
+            torch.cat((v_past[then], v[now])).transpose(0, 1)[None], attn_mask=piece.seen, scale=scale,
+            enable_gqa=k.shape[1] != q.shape[1])
+        outputs.append(o[0].transpose(0, 1)[..., :v_width])
+    return torch.cat(outputs)
+
+
 def remember(layout: Layout, layer: int, *entries_TGC: Tensor) -> None:
     """Writes tokens' cache entries, each [T, G, C], where the layout says; nothing without a cache."""
-    if layout.cache is not None and layout.cells is not None:
-        for stored, entry in zip(layout.cache.layers[layer], entries_TGC, strict=True):
-            stored.index_put_(layout.cells, entry.flatten(0, 1))
+    if layout.pages is not None and layout.cells is not None:
+        for stored, entry in zip(layout.pages.layers[layer], entries_TGC, strict=True):
+            stored.view(-1, stored.shape[-1]).index_copy_(0, layout.cells, entry.flatten(0, 1))
 
 
 def weigh_past(q_XMC: Tensor, k_XSC: Tensor, v_XSV: Tensor, past_BS: Tensor, scale: float) -> Tensor:
-    """softmax(q·k · scale + past) v for M queries of one token, [X, M, V]; X is slots times key/value heads."""
+    """softmax(q·k · scale + past) v for M queries of one token, [X, M, V]; X is rows times key/value heads."""
     heads = len(q_XMC) // len(past_BS)
     past_X1S = (past_BS if heads == 1 else past_BS.repeat_interleave(heads, dim=0))[:, None, :]
     scores_XMS = torch.baddbmm(past_X1S, q_XMC, k_XSC.mT, alpha=scale)
     weights_XMS = scores_XMS.softmax(-1, dtype=full_precision(scores_XMS.dtype))
     return torch.bmm(weights_XMS.to(v_XSV.dtype), v_XSV)
+
+
+def weigh_past_in_pieces(q: Tensor, k: Tensor, v: Tensor, past_BS: Tensor, scale: float, size: int) -> Tensor:
+    """`weigh_past` by `size` positions at a time, the last piece full, too: what a row gets does not depend on how
+    many positions stand behind its end."""
+    exact = full_precision(q.dtype)
+    heads = len(q) // len(past_BS)
+    past_X1S = (past_BS if heads == 1 else past_BS.repeat_interleave(heads, dim=0))[:, None, :]
+    most_XM1 = torch.full((*q.shape[:2], 1), float("-inf"), dtype=exact, device=q.device)
+    total_XM1 = torch.zeros_like(most_XM1)
+    sum_XMV = torch.zeros(*q.shape[:2], v.shape[2], dtype=exact, device=q.device)
+    for at in range(0, past_BS.shape[1], size):
+        piece = slice(at, at + size)
+        scores = torch.baddbmm(past_X1S[..., piece], q, k[:, piece].mT, alpha=scale).to(exact)
+        higher_XM1 = torch.maximum(most_XM1, scores.max(-1, keepdim=True).values)
+        weights, kept_XM1 = (scores - higher_XM1).exp(), (most_XM1 - higher_XM1).exp()
+        total_XM1 = total_XM1 * kept_XM1 + weights.sum(-1, keepdim=True)
+        sum_XMV = sum_XMV * kept_XM1 + torch.bmm(weights.to(v.dtype), v[:, piece])
+        most_XM1 = higher_XM1
+    return (sum_XMV / total_XM1).to(v.dtype)
+
+
+def latent_rows(q_BHC: Tensor, layout: Layout, layer: int, latent: int, scale: float) -> Tensor:
+    """Absorbed attention of single tokens to latents in the cache: z [B, H, R]."""
+    assert layout.decoding is not None
+    past_BS = layout.decoding.past_BS
+    (entry_ZC,) = layout.recall(layer, layout.decoding.cells)
+    past_BSC = entry_ZC.view(*past_BS.shape, -1)
+    return _weigh(q_BHC, past_BSC, past_BSC[..., :latent], layout.decoding, scale)
+
+
+def grouped_rows(q_BHC: Tensor, layout: Layout, layer: int, groups: int, scale: float) -> Tensor:
+    """Attention of single tokens to keys and values in the cache: [B, H, C]."""
+    assert layout.decoding is not None
+    rows, past = layout.decoding.past_BS.shape
+    k_XSC, v_XSC = (part.view(rows * groups, past, -1) for part in layout.recall(layer, layout.decoding.cells))
+    heads, width = q_BHC.shape[1:]
+    q_XMC = q_BHC.reshape(-1, heads // groups, width)
+    return _weigh(q_XMC, k_XSC, v_XSC, layout.decoding, scale).view(-1, heads, width)
+
+
+def _weigh(q_XMC: Tensor, k_XSC: Tensor, v_XSV: Tensor, rows: Rows, scale: float) -> Tensor:
+    if rows.piece:
+        return weigh_past_in_pieces(q_XMC, k_XSC, v_XSV, rows.past_BS, scale, rows.piece)
+    return weigh_past(q_XMC, k_XSC, v_XSV, rows.past_BS, scale)
 
 
 class LatentAttention(nn.Module):
@@ -141,30 +207,36 @@ class LatentAttention(nn.Module):
         c_TR, k_rope_TP = self.kv_a_proj_with_mqa(x_TD).split((self.latent, self.rope), dim=-1)
         c_TR = self.kv_a_layernorm(c_TR)  # the latent only: the rotary key is shared by all heads and not normalised
         k_rope_T1P = rotate(k_rope_TP[:, None, :], cos_sin, self.interleave)
-        if layout.cache is not None:
+        if layout.pages is not None:
             remember(layout, layer, torch.cat((c_TR[:, None, :], k_rope_T1P), dim=-1))
-        if layout.past_BS is not None:
+        if layout.decoding is not None:
             o_THV = self._absorbed(q_nope_THC, q_rope_THP, layout, layer)
         else:
-            o_THV = self._expanded(q_nope_THC, q_rope_THP, c_TR, k_rope_T1P, layout)
+            o_THV = self._expanded(torch.cat((q_nope_THC, q_rope_THP), dim=-1), c_TR, k_rope_T1P, layout, layer)
         y_TD: Tensor = self.o_proj(o_THV.reshape(-1, self.heads * self.v_dim))
         return y_TD
 
-    def _expanded(self, q_nope: Tensor, q_rope: Tensor, c_TR: Tensor, k_rope: Tensor, layout: Layout) -> Tensor:
+    def _expanded(self, q_THC: Tensor, c_TR: Tensor, k_rope_T1P: Tensor, layout: Layout, layer: int) -> Tensor:
+        k, v = self._grow(c_TR, k_rope_T1P)
+        if layout.past is None:
+            return attend(q_THC, k, v, layout, self.scale)
+        (entry_YC,) = layout.recall(layer, layout.past)
+        c_YR, k_rope_YP = entry_YC.split((self.latent, self.rope), dim=-1)
+        return attend_onward(q_THC, k, v, *self._grow(c_YR, k_rope_YP[:, None, :]), layout, self.scale)
+
+    def _grow(self, c_TR: Tensor, k_rope_T1P: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys [T, H, nope + rope] and values [T, H, V] of latents and rotated shared keys."""
         kv = self.kv_b_proj(c_TR).view(-1, self.heads, self.nope + self.v_dim)
         k_nope, v = kv.split((self.nope, self.v_dim), dim=-1)
-        k = torch.cat((k_nope, k_rope.expand(-1, self.heads, -1)), dim=-1)
-        return attend(torch.cat((q_nope, q_rope), dim=-1), k, v, layout, self.scale)
+        return torch.cat((k_nope, k_rope_T1P.expand(-1, self.heads, -1)), dim=-1), v
 
     def _absorbed(self, q_nope_BHC: Tensor, q_rope_BHP: Tensor, layout: Layout, layer: int) -> Tensor:
-        assert layout.cache is not None and layout.past_BS is not None
-        past_BSC = layout.cache.layers[layer][0][:, 0, : layout.past_BS.shape[1]]
         weight_HOR = effective_weight(self.kv_b_proj).view(self.heads, -1, self.latent)
         w_uk_HCR, w_uv_HVR = weight_HOR[:, : self.nope], weight_HOR[:, self.nope:]
         # (W_UK c)·q = c·(W_UKᵀ q): the two factors stay apart, their product would be larger
         q_latent_HBR = torch.bmm(q_nope_BHC.transpose(0, 1), w_uk_HCR)
         q_BHC = torch.cat((q_latent_HBR.transpose(0, 1), q_rope_BHP), dim=-1)
-        z_BHR = weigh_past(q_BHC, past_BSC, past_BSC[..., : self.latent], layout.past_BS, self.scale)
+        z_BHR = latent_rows(q_BHC, layout, layer, self.latent, self.scale)
         return torch.bmm(z_BHR.transpose(0, 1), w_uv_HVR.mT).transpose(0, 1)
 
 
@@ -193,14 +265,13 @@ class GroupedQueryAttention(nn.Module):
         q_THC, k_TGC = rotate(q_THC, cos_sin, self.interleave), rotate(k_TGC, cos_sin, self.interleave)
         v_TGC = self.v_proj(x_TD).view(-1, self.groups, self.width)
         remember(layout, layer, k_TGC, v_TGC)
-        o_THC = attend(q_THC, k_TGC, v_TGC, layout, self.scale) if layout.past_BS is None else self._cached(
-            q_THC, layout, layer)
+        if layout.decoding is not None:
+            o_THC = grouped_rows(q_THC, layout, layer, self.groups, self.scale)
+        elif layout.past is not None:
+            # cells hold a token's heads side by side
+            past = (part.view(-1, self.groups, self.width) for part in layout.recall(layer, layout.past))
+            o_THC = attend_onward(q_THC, k_TGC, v_TGC, *past, layout, self.scale)
+        else:
+            o_THC = attend(q_THC, k_TGC, v_TGC, layout, self.scale)
         y_TD: Tensor = self.o_proj(o_THC.reshape(-1, self.heads * self.width))
         return y_TD
-
-    def _cached(self, q_BHC: Tensor, layout: Layout, layer: int) -> Tensor:
-        assert layout.cache is not None and layout.past_BS is not None
-        past = layout.past_BS.shape[1]
-        k_XSC, v_XSC = (part.flatten(0, 1)[:, :past] for part in layout.cache.layers[layer])
-        q_XMC = q_BHC.reshape(-1, self.heads // self.groups, self.width)
-        return weigh_past(q_XMC, k_XSC, v_XSC, layout.past_BS, self.scale).view(-1, self.heads, self.width)

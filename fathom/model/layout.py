@@ -5,17 +5,19 @@ knows of it. Without a cache a layout holds *rectangles*: sequences of similar l
 that one attention call serves many sequences. A token may stand in several sequences: a prompt shared by a group of
 completions is stored, projected and fed forward once, and is attended to by each of them.
 
-With a cache, every token has a slot (its sequence's place in the cache); the cache is written in prefill and in
-decoding, and decoding, one token per slot, reads from it.
+With a cache, what attention keeps of a token goes to a cell of its sequence's blocks, which a table names. `fresh`
+sequences are whole prompts: they read nothing from the cache. `onward` pieces continue sequences that have a past
+there, several tokens of each. `rows` are single tokens, each with a past of its own: decoding.
 """
 
-# T tokens, S sequences, N sequences in one rectangle, L their padded length, B cache slots
+# T tokens, S sequences, N sequences in one rectangle, L their padded length, B rows, G heads of the cache, C channels
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,38 +27,49 @@ LONGEST_GATHERED = 512  # longer sequences go singly: padding them costs more th
 MOST_PADDING = 1.25  # cells of a rectangle per token in it (a call per short sequence: 20× slower)
 
 
-class Cache:
-    """What attention keeps of past tokens: for each layer, tensors of shape [slots, heads, length, width].
+class Pages:
+    """What attention keeps of past tokens, in blocks: for each layer, tensors [blocks, heads, size, width].
 
     For latent attention this is one tensor of one head, the normalised latent and the rotated shared key (DeepSeek-V2
-    §2.1.2); for grouped-query attention two, rotated keys and values of every key/value head. `lengths[b]` counts the
-    tokens that slot b holds; none holds more than `longest`, a number that is known without asking the device.
+    §2.1.2); for grouped-query attention two, rotated keys and values of every key/value head. A table, the numbers of
+    a sequence's blocks in order, says where its tokens are: `size` of them to a block.
     """
 
-    def __init__(self, config: ModelConfig, slots: int, length: int, dtype: torch.dtype, device: torch.device | str):
-        self.lengths = torch.zeros(slots, dtype=torch.long, device=device)
-        self.longest, self.dtype = 0, dtype
+    def __init__(
+        self, config: ModelConfig, blocks: int, size: int, dtype: torch.dtype, device: torch.device | str,
+        layers: int | None = None,
+    ):
+        """`layers`: as many as the model has, where it is not said otherwise."""
+        self.size, self.dtype, self.device = size, dtype, torch.device(device)
+        shapes = cache_shapes(config)
+        self.heads = shapes[0][0]
         self.layers = [
-            tuple(torch.zeros(slots, heads, length, width, dtype=dtype, device=device)
-                  for heads, width in cache_shapes(config))
-            for _ in range(config.num_hidden_layers)
+            tuple(torch.zeros(blocks, heads, size, width, dtype=dtype, device=device) for heads, width in shapes)
+            for _ in range(config.num_hidden_layers if layers is None else layers)
         ]
-
-    def cells(self, slot_T: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Where each head of each token stands in a layer's tensors: slots, heads, positions, each [T · heads]."""
-        heads = self.layers[0][0].shape[1]
-        return (slot_T.repeat_interleave(heads), torch.arange(heads, device=slot_T.device).repeat(len(slot_T)),
-                positions_T.repeat_interleave(heads))
 
     @property
     def bytes(self) -> int:
         """Memory that the cache holds, in bytes."""
         return sum(part.numel() * part.element_size() for layer in self.layers for part in layer)
 
-    def keep(self, slots: Tensor) -> None:
-        """Only `slots` ([n] numbers, repeats allowed) stay, in this order: copies prompts, drops what is finished."""
-        self.lengths = self.lengths[slots]
-        self.layers = [tuple(part.index_select(0, slots) for part in layer) for layer in self.layers]
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copies whole blocks; all are read before any is written."""
+        source, target = (torch.tensor(list(blocks), device=self.device) for blocks in (sources, targets))
+        for layer in self.layers:
+            for part in layer:
+                part.index_copy_(0, target, part.index_select(0, source))
+
+    def cells(self, tables: Sequence[Sequence[int]], first: Sequence[int], last: Sequence[int]) -> Tensor:
+        """Where each head of the tokens `first[s]` to `last[s]` − 1 of each sequence stands: rows of a layer's tensors
+        seen as [blocks · heads · size, width]; [tokens · heads], a token's heads side by side."""
+        found = []
+        for table, begin, end in zip(tables, first, last, strict=True):
+            positions = np.arange(begin, end)
+            blocks = np.asarray(table, dtype=np.int64)[positions // self.size]
+            found.append(blocks * (self.heads * self.size) + positions % self.size)
+        row_T1 = np.concatenate(found)[:, None] if found else np.zeros((0, 1), dtype=np.int64)
+        return torch.from_numpy((row_T1 + np.arange(self.heads) * self.size).reshape(-1)).to(self.device)
 
 
 def cache_shapes(config: ModelConfig) -> tuple[tuple[int, int], ...]:
@@ -67,8 +80,29 @@ def cache_shapes(config: ModelConfig) -> tuple[tuple[int, int], ...]:
 
 
 @dataclass(frozen=True)
+class Onward:
+    """Tokens `begin` to `end` − 1 of the layout continue a sequence of which `past` tokens are in the cache."""
+
+    begin: int
+    end: int
+    past: int
+    seen: Tensor  # [end − begin, past + end − begin] bool: what each of them attends to
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What single tokens attend to: entries in the cache, their own included."""
+
+    table_BN: Tensor  # int64 blocks of each row's sequence; NOWHERE behind its end
+    length_B: Tensor  # tokens that each row attends to
+    cells: Tensor  # [B · G · S]: where each head's S entries are, see Pages.cells
+    past_BS: Tensor  # 0 where a row attends to a token, else −∞
+    piece: int = 0  # positions looked at together; 0: all. S is a multiple of it
+
+
+@dataclass(frozen=True)
 class Layout:
-    """Positions, sequences and cache slots of T tokens; build one with `packed`, `prefill` or `decode`."""
+    """Positions, sequences and cache cells of T tokens; build one with `packed`, `fresh`, `onward` or `rows`."""
 
     positions_T: Tensor
     sequence_T: Tensor  # number of the (first) sequence that a token stands in
@@ -76,9 +110,11 @@ class Layout:
     rectangles: tuple[Tensor, ...] = ()  # each [N, L]: token numbers; cells past a sequence's end repeat its last token
     place_T: Tensor | None = None  # cell, over all rectangles laid end to end, that holds a token's attention output
     in_order: bool = False  # the rectangles' cells are the tokens, in their order: nothing need be gathered
-    cache: Cache | None = None
-    cells: tuple[Tensor, Tensor, Tensor] | None = None  # with a cache: where each token's entries go, see Cache.cells
-    past_BS: Tensor | None = None  # decoding: 0 where a slot holds a token, this step's own included, else −∞
+    pages: Pages | None = None
+    cells: Tensor | None = None  # with pages: where each token's entries go, see Pages.cells
+    pieces: tuple[Onward, ...] = ()
+    past: Tensor | None = None  # of all pieces, end to end: cells of what they have in the cache
+    decoding: Rows | None = None
 
     @classmethod
     def packed(
@@ -116,26 +152,61 @@ class Layout:
         )
 
     @classmethod
-    def prefill(cls, lengths: Sequence[int], cache: Cache, slots: Sequence[int]) -> Layout:
-        """Whole prompts into empty cache slots, one sequence per slot."""
-        flat = cls.packed(lengths, cache.lengths.device)
-        slot_S = torch.tensor(list(slots), dtype=torch.long, device=cache.lengths.device)
-        cache.lengths[slot_S] = torch.tensor(list(lengths), dtype=torch.long, device=cache.lengths.device)
-        cache.longest = max(cache.longest, *lengths)
-        return cls(flat.positions_T, flat.sequence_T, flat.sequences, flat.rectangles, flat.place_T,
-                   flat.in_order, cache, cache.cells(slot_S[flat.sequence_T], flat.positions_T))
+    def fresh(cls, pages: Pages, tables: Sequence[Sequence[int]], lengths: Sequence[int]) -> Layout:
+        """Whole prompts end to end, one for each table."""
+        flat = cls.packed(lengths, pages.device)
+        cells = pages.cells(tables, [0] * len(lengths), lengths)
+        return replace(flat, pages=pages, cells=cells)
 
     @classmethod
-    def decode(cls, cache: Cache) -> Layout:
-        """The next token of every cache slot; the slot's length grows by one."""
-        positions = cache.lengths.clone()
-        cache.lengths += 1
-        cache.longest += 1
-        slots = torch.arange(len(positions), device=positions.device)
-        there_BS = torch.arange(cache.longest, device=positions.device)[None, :] <= positions[:, None]
-        past_BS = torch.zeros(there_BS.shape, dtype=cache.dtype, device=positions.device)
-        return cls(positions, slots, len(positions), cache=cache, cells=cache.cells(slots, positions),
-                   past_BS=past_BS.masked_fill_(~there_BS, float("-inf")))
+    def onward(
+        cls, pages: Pages, tables: Sequence[Sequence[int]], past: Sequence[int], counts: Sequence[int]
+    ) -> Layout:
+        """`counts[s]` tokens of each sequence, end to end, after `past[s]` that are in the cache already."""
+        device = pages.device
+        pieces, begin = [], 0
+        for before, count in zip(past, counts, strict=True):
+            seen = torch.ones(count, before + count, dtype=torch.bool, device=device).tril_(before)
+            pieces.append(Onward(begin, begin + count, before, seen))
+            begin += count
+        ends = [before + count for before, count in zip(past, counts, strict=True)]
+        positions = np.concatenate([np.arange(before, end) for before, end in zip(past, ends, strict=True)])
+        numbers = np.repeat(np.arange(len(counts)), counts)
+        return cls(torch.from_numpy(positions).to(device), torch.from_numpy(numbers).to(device), len(counts),
+                   pages=pages, cells=pages.cells(tables, past, ends), pieces=tuple(pieces),
+                   past=pages.cells(tables, [0] * len(past), past))
+
+    @classmethod
+    def rows(
+        cls, pages: Pages, tables: Sequence[Sequence[int]], lengths: Sequence[int], piece: int = 0
+    ) -> Layout:
+        """One token for each table, the last of `lengths[b]` that it attends to. Rows may share a table.
+
+        `piece`, where given, is the number of positions that are looked at together.
+        """
+        size, heads = pages.size, pages.heads
+        longest = max(lengths) if not piece else -(-max(lengths) // piece) * piece
+        table_BN = np.zeros((len(tables), -(-longest // size)), dtype=np.int64)
+        for row, table in zip(table_BN, tables, strict=True):
+            row[: len(table)] = table[: len(row)]
+        length_B = np.asarray(lengths, dtype=np.int64)
+        position_B = length_B - 1
+        head_G1 = np.arange(heads)[:, None] * size
+        block_B = table_BN[np.arange(len(tables)), position_B // size]
+        own_BG = (block_B * (heads * size) + position_B % size)[:, None] + head_G1[:, 0]
+        every_BS = (table_BN[:, :, None] * (heads * size) + np.arange(size)).reshape(len(tables), -1)[:, :longest]
+        every_BGS = every_BS[:, None, :] + head_G1
+        position, own, every, table, length = (torch.from_numpy(x.reshape(shape)).to(pages.device) for x, shape in (
+            (position_B, -1), (own_BG, -1), (every_BGS, -1), (table_BN, table_BN.shape), (length_B, -1)))
+        there_BS = torch.arange(longest, device=pages.device) < length[:, None]
+        past_BS = torch.zeros(there_BS.shape, dtype=pages.dtype, device=pages.device)
+        return cls(position, torch.arange(len(tables), device=pages.device), len(tables), pages=pages, cells=own,
+                   decoding=Rows(table, length, every, past_BS.masked_fill_(~there_BS, float("-inf")), piece))
+
+    def recall(self, layer: int, cells: Tensor) -> tuple[Tensor, ...]:
+        """A layer's entries in `cells`, each [cells, width]."""
+        assert self.pages is not None
+        return tuple(part.view(-1, part.shape[-1]).index_select(0, cells) for part in self.pages.layers[layer])
 
     def to(self, device: torch.device | str) -> Layout:
         """The same layout with its index tensors on `device`; only for layouts without a cache."""

@@ -140,6 +140,7 @@ def grpo(cfg: Grpo, run: Run) -> None:
             sampling = cfg.sampling.model_copy(update={"seed": run.seed("sample", step)})
             engine.version = step - 1
             groups = engine.generate([p.prompt for p in asked], sampling, cfg.group)
+            engine.release()  # training needs the memory
             clock.append(time.monotonic())
             verdicts = judge_groups(tasks, asked, groups, journal)
             rewards, parts, failed = reward_groups(

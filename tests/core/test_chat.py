@@ -75,4 +75,4 @@ def test_any_object_with_generate_is_a_generator():
 
     echo: TextGenerator = Echo()
     ((one, two),) = echo.generate([[Message("user", "hi")]], Sampling(), n=2)
-    assert one == two == Completion("hi", (1,), (0.0,), "stop", version=0)
+    assert one == two == Completion("hi", (1,), (0.0,), "stop")

@@ -23,8 +23,8 @@ from made_models import (
 
 from fathom.core.chat import Completion, Sampling
 from fathom.core.errors import FathomError
-from fathom.engine import engine as engine_module
 from fathom.engine.engine import Engine
+from fathom.engine.sampler import Drawn
 from fathom.engine.settings import EngineSettings
 from fathom.model.layout import Layout
 from fathom.model.transformer import Transformer
@@ -35,7 +35,7 @@ CONFIGS = {name: config.model_copy(update={"vocab_size": TOKENIZER.vocab_size})
 PROMPTS = texts(CONFIGS["mla"], 5, 9, 1, 5, 13, 7, 9)
 
 
-def made(name: str = "mla", dtype: torch.dtype = torch.float32, **settings: int) -> Engine:
+def made(name: str = "mla", dtype: torch.dtype = torch.float32, **settings: float) -> Engine:
     return Engine(sharp(CONFIGS[name], dtype=dtype), TOKENIZER, EngineSettings(**settings))
 
 
@@ -113,27 +113,19 @@ def test_a_prompt_asked_twice_is_answered_twice() -> None:
 
 
 @pytest.mark.equivalence
-def test_compaction_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dropping finished requests from the running batch: never, as soon as one has finished, or as shipped."""
+@pytest.mark.parametrize("settings", [{"batch": 3}, {"block": 1}, {"block": 5, "prefill_tokens": 3},
+                                      {"block": 4, "cache_gb": 2e-5}], ids=str)
+def test_memory_and_the_size_of_a_step_change_nothing(settings: dict[str, float]) -> None:
+    """Prompts in pieces, blocks of every size, so little memory that completions are computed anew."""
     sampling = Sampling(max_tokens=40, temperature=1.4, seed=4)
-    results, kept = [], []
-    keep = engine_module.Cache.keep
-
-    def counted(cache: engine_module.Cache, slots: torch.Tensor) -> None:
-        kept.append(len(slots))
-        keep(cache, slots)
-
-    monkeypatch.setattr(engine_module.Cache, "keep", counted)
-    for share in (0.0, 0.999, engine_module.WORTH_COMPACTING):
-        monkeypatch.setattr(engine_module, "WORTH_COMPACTING", share)
-        engine = early(made())
-        kept.clear()
-        results.append(engine.complete(PROMPTS, sampling, n=4))
-        assert (len(kept) > 2) == (share > 0)  # one call is the prefill's
-    lengths = {len(c.tokens) for group in results[0] for c in group}
-    assert len(lengths) > 5  # they do end at different steps
-    assert tokens(results[0]) == tokens(results[1]) == tokens(results[2])
-    assert_within(logprobs(results[1]), logprobs(results[0]), TOLERANCE[torch.float32])
+    expected = early(made()).complete(PROMPTS, sampling, n=4)
+    assert len({len(c.tokens) for group in expected for c in group}) > 5  # they do end at different steps
+    engine = early(made(**settings))
+    found = engine.complete(PROMPTS, sampling, n=4)
+    assert tokens(found) == tokens(expected)
+    assert_within(logprobs(found), logprobs(expected), TOLERANCE[torch.float32])
+    assert (engine.scheduler.preemptions > 0) == ("cache_gb" in settings)
+    assert engine.blocks.available == engine.blocks.total
 
 
 def early(engine: Engine) -> Engine:
@@ -176,11 +168,7 @@ class Scripted(Engine):
 
     def say(self, monkeypatch: pytest.MonkeyPatch, text_tokens: list[int], stop: tuple[str, ...]) -> Completion:
         script = iter(text_tokens)
-
-        def scripted(logits: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor]:
-            return torch.tensor([next(script)]), torch.tensor([-0.5])
-
-        monkeypatch.setattr(engine_module, "sample", scripted)
+        monkeypatch.setattr(self.sampler, "draw", lambda *_: Drawn([next(script)], [-0.5], [()]))
         return self.complete([[5, 6]], Sampling(max_tokens=len(text_tokens), stop=stop))[0][0]
 
 
@@ -245,8 +233,8 @@ def test_the_engine_samples_from_what_the_trainer_holds() -> None:
     engine.model.train()
     after = engine.complete(PROMPTS, sampling)
     assert tokens(after) != tokens(before)
-    assert {c.version for (c,) in before} == {0}
-    assert {c.version for (c,) in after} == {4}
+    assert {v for (c,) in before for v in c.versions} == {0}
+    assert {v for (c,) in after for v in c.versions} == {4}
     assert engine.model.training  # left as it was found
 
 
@@ -291,7 +279,7 @@ def test_frequencies_of_whole_completions() -> None:
     """Two tokens drawn 4 000 times against the chain of the model's own conditional probabilities."""
     draws, config = 4000, MLA_LITE.model_copy(update={"vocab_size": 5})
     model, prompt = sharp(config, dtype=torch.float32), [3, 1, 4, 1]
-    engine = Engine(model, FiveWords(), EngineSettings(batch=draws))
+    engine = Engine(model, FiveWords(), EngineSettings(batch=draws, cache_gb=1))
     group = engine.complete([prompt], Sampling(max_tokens=2, seed=8), n=draws)[0]
     assert engine.prefilled == len(prompt)
     with torch.no_grad():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fathom.core.chat import Message
 from fathom.model.config import ModelConfig, RopeScaling
+from fathom.model.layout import Layout, Pages
 from fathom.model.tokenizer import Tokenizer
 from fathom.model.transformer import Transformer
 
@@ -120,6 +121,40 @@ CORPUS = [
     "Le cœur a ses raisons — que la raison ne connaît point. 数学 is 数学. 🙂🙂",
     "def f(x):\n    return x + 1\n\n\tprint(f(41))\n",
 ] * 3
+
+
+class Slots:
+    """A cache with room for `length` tokens in each of `count` slots, whose blocks lie scattered."""
+
+    def __init__(self, config: ModelConfig, count: int, length: int, dtype: torch.dtype, size: int = 3):
+        each = -(-length // size)
+        self.pages = Pages(config, 1 + count * each, size, dtype, "cpu",
+                           config.num_hidden_layers + config.num_nextn_predict_layers)
+        order = 1 + np.random.default_rng(0).permutation(count * each)
+        self.tables = [order[slot * each: (slot + 1) * each].tolist() for slot in range(count)]
+        self.lengths = [0] * count
+
+    def fresh(self, lengths: Sequence[int], slots: Sequence[int] | None = None) -> Layout:
+        """Whole prompts into these slots."""
+        slots = range(len(lengths)) if slots is None else slots
+        for slot, length in zip(slots, lengths, strict=True):
+            self.lengths[slot] = length
+        return Layout.fresh(self.pages, [self.tables[slot] for slot in slots], lengths)
+
+    def onward(self, counts: Sequence[int]) -> Layout:
+        """So many tokens more in every slot."""
+        past = list(self.lengths)
+        self.lengths = [before + count for before, count in zip(past, counts, strict=True)]
+        return Layout.onward(self.pages, self.tables, past, counts)
+
+    def step(self, piece: int = 0) -> Layout:
+        """The next token of every slot."""
+        self.lengths = [length + 1 for length in self.lengths]
+        return Layout.rows(self.pages, self.tables, self.lengths, piece)
+
+    def keep(self, slots: Sequence[int]) -> None:
+        """Only these slots stay."""
+        self.tables, self.lengths = [self.tables[s] for s in slots], [self.lengths[s] for s in slots]
 
 
 def tokenizer(vocab_size: int = 320) -> Tokenizer:

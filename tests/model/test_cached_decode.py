@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from made_models import CONFIGS, DTYPES, MLA_LITE, MLA_MOE, TOLERANCE, assert_within, deviation, sharp, texts
+from made_models import CONFIGS, DTYPES, MLA_LITE, MLA_MOE, TOLERANCE, Slots, assert_within, deviation, sharp, texts
 from torch import Tensor
 
 from fathom.model.attention import LatentAttention
 from fathom.model.config import ModelConfig
-from fathom.model.layout import Cache, Layout
+from fathom.model.layout import Layout, Pages
 from fathom.model.transformer import Transformer
 
 PROMPTS = (7, 1, 12, 4)  # several lengths in one cache
@@ -27,12 +27,12 @@ def full(model: Transformer, sequences: list[list[int]]) -> list[Tensor]:
 @torch.no_grad()
 def cached(
     model: Transformer, sequences: list[list[int]],
-    change: Callable[[Transformer, Cache, Layout, list[Tensor]], None] | None = None,
+    change: Callable[[Transformer, Pages, Layout, list[Tensor]], None] | None = None,
 ) -> list[Tensor]:
     """Logits from the prompt's last position on: prefill, then one token per sequence and step."""
-    cache = Cache(model.config, len(PROMPTS), max(PROMPTS) + STEPS, model.embed_tokens.weight.dtype, "cpu")
+    cache = Slots(model.config, len(PROMPTS), max(PROMPTS) + STEPS, model.embed_tokens.weight.dtype)
     slots = (2, 0, 3, 1)  # the cache's order is not the prompts'
-    layout = Layout.prefill(PROMPTS, cache, slots)
+    layout = cache.fresh(PROMPTS, slots)
     prompts = [s[:n] for s, n in zip(sequences, PROMPTS, strict=True)]
     raw: list[Tensor] = []  # what the latent norms were given
     norms = [block.self_attn.kv_a_layernorm for block in model.layers if isinstance(block.self_attn, LatentAttention)]
@@ -43,12 +43,12 @@ def cached(
     ends = torch.tensor(PROMPTS).cumsum(0) - 1
     out = [[row] for row in model.logits(hidden[ends])]
     if change:
-        change(model, cache, layout, raw)
+        change(model, cache.pages, layout, raw)
     for step in range(STEPS):
         tokens = [0] * len(slots)
         for s, slot in enumerate(slots):
             tokens[slot] = sequences[s][PROMPTS[s] + step]
-        logits = model.logits(model(torch.tensor(tokens), Layout.decode(cache)))
+        logits = model.logits(model(torch.tensor(tokens), cache.step()))
         for s, slot in enumerate(slots):
             out[s].append(logits[slot])
     return [torch.stack(rows) for rows in out]
@@ -71,25 +71,24 @@ def test_decoding_is_the_full_forward_pass(name: str, dtype: torch.dtype) -> Non
     assert_within(found, expected, TOLERANCE[dtype])
 
 
-def raw_latent(_model: Transformer, cache: Cache, layout: Layout, raw: list[Tensor]) -> None:
+def raw_latent(model: Transformer, pages: Pages, layout: Layout, raw: list[Tensor]) -> None:
     """The cache as if it had been filled before `kv_a_layernorm`."""
-    for latent, (stored,) in zip(raw, cache.layers, strict=True):
-        stored[(*layout.cells, slice(latent.shape[1]))] = latent
+    for latent, (stored,) in zip(raw, pages.layers, strict=False):
+        stored.view(-1, stored.shape[-1])[layout.cells, : latent.shape[1]] = latent
 
 
-def half_rope(model: Transformer, _cache: Cache, _layout: Layout, _raw: list[Tensor]) -> None:
+def half_rope(model: Transformer, _pages: Pages, _layout: Layout, _raw: list[Tensor]) -> None:
     for block in model.layers:
         block.self_attn.interleave = not block.self_attn.interleave
 
 
-def normalised_key(model: Transformer, cache: Cache, layout: Layout, _raw: list[Tensor]) -> None:
-    for block, (stored,) in zip(model.layers, cache.layers, strict=True):
-        latent = block.self_attn.latent
-        keys = (*layout.cells, slice(latent, None))
-        stored[keys] = stored[keys] / stored[keys].pow(2).mean(-1, keepdim=True).sqrt()
+def normalised_key(model: Transformer, pages: Pages, layout: Layout, _raw: list[Tensor]) -> None:
+    for block, (stored,) in zip(model.layers, pages.layers, strict=False):
+        rows = stored.view(-1, stored.shape[-1])[:, block.self_attn.latent:]
+        rows[layout.cells] = rows[layout.cells] / rows[layout.cells].pow(2).mean(-1, keepdim=True).sqrt()
 
 
-def scale_of_latent(model: Transformer, _cache: Cache, _layout: Layout, _raw: list[Tensor]) -> None:
+def scale_of_latent(model: Transformer, _pages: Pages, _layout: Layout, _raw: list[Tensor]) -> None:
     """The width of what is multiplied, latent and rotary, taken for the width of a head."""
     for block in model.layers:
         attention = block.self_attn
@@ -109,28 +108,63 @@ def test_mistakes_in_decoding_miss_by_far(mutant: Callable, config: ModelConfig)
 def test_prefill_alone_does_not_disturb_other_slots() -> None:
     """Prompts prefilled in two passes fill the cache as one pass does."""
     model, sequences = sharp(MLA_MOE), texts(MLA_MOE, *PROMPTS)
-    caches = [Cache(MLA_MOE, 4, 16, torch.float64, "cpu") for _ in range(2)]
+    caches = [Slots(MLA_MOE, 4, 16, torch.float64) for _ in range(2)]
     with torch.no_grad():
-        model(torch.tensor([t for s in sequences for t in s]), Layout.prefill(PROMPTS, caches[0], range(4)))
+        model(torch.tensor([t for s in sequences for t in s]), caches[0].fresh(PROMPTS))
         for part in (slice(0, 2), slice(2, 4)):
             some = sequences[part]
-            layout = Layout.prefill([len(s) for s in some], caches[1], range(4)[part])
+            layout = caches[1].fresh([len(s) for s in some], range(4)[part])
             model(torch.tensor([t for s in some for t in s]), layout)
-    assert torch.equal(caches[0].lengths, caches[1].lengths)
-    for one, two in zip(caches[0].layers, caches[1].layers, strict=True):
+    assert caches[0].lengths == caches[1].lengths
+    for one, two in zip(caches[0].pages.layers, caches[1].pages.layers, strict=True):
         assert_within(two[0], one[0], 1e-12)  # the same products, perhaps in blocks of other sizes
 
 
-def test_kept_slots_carry_their_tokens() -> None:
-    """`keep` copies a prompt's slot for a group and drops what is finished, without changing what is decoded."""
-    model, sequences = sharp(MLA_LITE), texts(MLA_LITE, 5, 8)
-    cache = Cache(MLA_LITE, 2, 12, torch.float64, "cpu")
-    before = cache.bytes
+@pytest.mark.equivalence
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_prompts_in_pieces_are_prompts_at_once(name: str, dtype: torch.dtype) -> None:
+    """The second half of every prompt after the first, from what the cache holds of it."""
+    model = sharp(CONFIGS[name], dtype=dtype)
+    first, second = (5, 1, 9, 4), (4, 6, 1, 3)
+    sequences = texts(model.config, *(a + b for a, b in zip(first, second, strict=True)))
+    slots = Slots(model.config, 4, 16, dtype)
     with torch.no_grad():
-        model(torch.tensor(sequences[0] + sequences[1]), Layout.prefill((5, 8), cache, (0, 1)))
-        cache.keep(torch.tensor([1, 1, 0]))
-        assert cache.lengths.tolist() == [8, 8, 5]
-        assert cache.bytes == before // 2 * 3
-        logits = model.logits(model(torch.tensor([3, 4, 3]), Layout.decode(cache)))
-    expected = full(model, [[*sequences[1], 3], [*sequences[1], 4], [*sequences[0], 3]])
+        model(torch.tensor([t for s, n in zip(sequences, first, strict=True) for t in s[:n]]), slots.fresh(first))
+        found = model.logits(model(
+            torch.tensor([t for s, n in zip(sequences, first, strict=True) for t in s[n:]]), slots.onward(second)))
+    expected = torch.cat([rows[n:] for rows, n in zip(full(model, sequences), first, strict=True)])
+    assert_within(found, expected, TOLERANCE[dtype])
+
+
+@pytest.mark.equivalence
+@pytest.mark.parametrize("name", CONFIGS)
+def test_positions_in_pieces_are_positions_at_once(name: str) -> None:
+    """Attention piece by piece, for rows of several lengths, and rows that share a table."""
+    model = sharp(CONFIGS[name])
+    slots = Slots(model.config, 4, 24, torch.float64)
+    prompts = texts(model.config, *PROMPTS)
+    with torch.no_grad():
+        model(torch.tensor([t for p in prompts for t in p]), slots.fresh(PROMPTS))
+        tables = [slots.tables[0], slots.tables[0], slots.tables[1], slots.tables[2], slots.tables[3]]
+        lengths = [8, 9, 2, 13, 5]
+        found = [model.logits(model(torch.tensor([3, 4, 5, 6, 7]), Layout.rows(slots.pages, tables, lengths, piece)))
+                 for piece in (0, 2, 7, 16)]
+    sequences = [[*prompts[0], 3, 4], [*prompts[1], 5], [*prompts[2], 6], [*prompts[3], 7]]
+    whole = full(model, sequences)
+    expected = torch.stack([whole[0][-2], whole[0][-1], whole[1][-1], whole[2][-1], whole[3][-1]])
+    for rows in found:
+        assert_within(rows, expected, TOLERANCE[torch.float64])
+
+
+def test_copied_blocks_carry_their_tokens() -> None:
+    """A block copied for another table: both go on from the same past, each with its own token."""
+    model, (prompt,) = sharp(MLA_LITE), texts(MLA_LITE, 8)
+    slots = Slots(MLA_LITE, 2, 9, torch.float64)
+    with torch.no_grad():
+        model(torch.tensor(prompt), slots.fresh([8], [0]))
+        slots.pages.copy(slots.tables[0], slots.tables[1])
+        layout = Layout.rows(slots.pages, slots.tables, [9, 9])
+        logits = model.logits(model(torch.tensor([3, 4]), layout))
+    expected = full(model, [[*prompt, 3], [*prompt, 4]])
     assert_within(logits, torch.stack([rows[-1] for rows in expected]), TOLERANCE[torch.float64])

@@ -9,7 +9,7 @@ from made_models import CONFIGS, MLA_MOE
 from fathom.core.errors import UsageError
 from fathom.model.config import ModelConfig
 from fathom.model.cost import cost, mtp_tensors, tensors
-from fathom.model.layout import Cache
+from fathom.model.layout import Pages
 from fathom.model.presets import PRESETS
 from fathom.model.transformer import Transformer
 
@@ -104,7 +104,7 @@ def test_the_latent_cache_against_other_attention() -> None:
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_the_cache_holds_what_is_said(config: ModelConfig) -> None:
-    assert Cache(config, 3, 5, torch.float32, "cpu").bytes == 3 * 5 * 4 * cost(config).cache_elements
+    assert Pages(config, 3, 5, torch.float32, "cpu").bytes == 3 * 5 * 4 * cost(config).cache_elements
 
 
 def test_training_bytes() -> None:

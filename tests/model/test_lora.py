@@ -16,6 +16,7 @@ from made_models import (
     MLA_DENSE,
     MLA_LITE,
     MLA_MOE,
+    Slots,
     assert_gradients,
     assert_within,
     deviation,
@@ -29,7 +30,7 @@ from fathom.core.config import build
 from fathom.core.errors import UsageError
 from fathom.model import lora, weights
 from fathom.model.config import Lora, ModelConfig
-from fathom.model.layout import Cache, Layout
+from fathom.model.layout import Layout
 from fathom.model.lora import LoraExperts, LoraLinear, effective_weight
 from fathom.model.moe import Experts
 from fathom.model.transformer import Routing, Transformer
@@ -56,12 +57,12 @@ def full(model: Transformer) -> Tensor:
 def decoded(model: Transformer) -> Tensor:
     """Logits of prefill and of cached decoding; latent attention decodes absorbed."""
     sequences = texts(model.config, *(n + STEPS for n in PROMPTS))
-    cache = Cache(model.config, len(PROMPTS), max(PROMPTS) + STEPS, model.embed_tokens.weight.dtype, "cpu")
+    slots = Slots(model.config, len(PROMPTS), max(PROMPTS) + STEPS, model.embed_tokens.weight.dtype)
     prompt = torch.tensor([t for s, n in zip(sequences, PROMPTS, strict=True) for t in s[:n]])
-    rows = [model.logits(model(prompt, Layout.prefill(PROMPTS, cache, range(len(PROMPTS)))))]
+    rows = [model.logits(model(prompt, slots.fresh(PROMPTS)))]
     for step in range(STEPS):
         tokens = torch.tensor([s[n + step] for s, n in zip(sequences, PROMPTS, strict=True)])
-        rows.append(model.logits(model(tokens, Layout.decode(cache))))
+        rows.append(model.logits(model(tokens, slots.step())))
     return torch.cat(rows)
 
 
