@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fathom.core.chat import Completion, Message, Sampling
-from fathom.core.errors import UsageError
+from fathom.core.errors import FathomError, UsageError
 from fathom.engine.cache import NOWHERE, Blocks
 from fathom.engine.plan import Plan
 from fathom.engine.sampler import Counts, Drawn, Row, Sampler, likeliest, penalises
@@ -33,11 +33,10 @@ from fathom.model.tokenizer import Tokenizer
 from fathom.model.transformer import Transformer
 
 if TYPE_CHECKING:
-    from fathom.engine.guide import Guide, GuideState
+    from fathom.engine.guide import GuideState
 
 MEMORY_SHARE = 0.25  # of the machine's memory, or of what a GPU has free, that the cache may take unless told
 FIXED_ROWS, FIXED_PIECE = 16, 64  # deterministic: rows of every step, positions looked at together
-GUIDES = 64  # JSON schemas that are kept ready
 SCORED = 1024  # positions whose logits are held at a time
 
 
@@ -55,6 +54,7 @@ class Request(Job):
     said: list[str] = field(default_factory=list)  # where `speaking`: what is certain of the text, as it came
     counts: Counts | None = None
     guide: GuideState | None = None
+    error: FathomError | None = None  # what ended it, where it could not go on
     stops: frozenset[int] = frozenset()
     speaking: tuple[Detokenizer, StopStrings] | None = None  # where its text is wanted as it comes, or may end it
 
@@ -89,7 +89,6 @@ class Engine:
         piece = FIXED_PIECE if self.settings.deterministic else 0
         self.drafter = Drafter(model, self.plan, piece) if self.settings.speculate else None
         self.sampler = Sampler(model.config.vocab_size, self.device)
-        self._guides: dict[str, Guide] = {}  # by schema
         self.version = 0  # of the weights; stamped on every token
         self.prefilled = 0  # prompt tokens that went through the model, ever
         self.decoded = 0  # completion tokens sampled, ever
@@ -143,7 +142,11 @@ class Engine:
                 self.scheduler.add(request)
             finished = 0
             while self.busy:
-                now = sum(request.finish is not None for request in self.step())
+                got = self.step()
+                for request in got:
+                    if request.error is not None:
+                        raise request.error
+                now = sum(request.finish is not None for request in got)
                 finished += now
                 if now and progress:
                     progress(finished, len(requests))
@@ -181,13 +184,14 @@ class Engine:
             self.scheduler.add(request)
 
     def abort(self, request: Request) -> None:
-        """Ends a request that is not finished; its blocks are free at once."""
-        if request.finish is None:
+        """Ends a request that is not over; its blocks are free at once."""
+        if request.finish is None and request.error is None:
             self.scheduler.remove(request)
 
     @torch.inference_mode()
     def step(self) -> list[Request]:
-        """Computes one step; the requests that got tokens by it, finished ones (`finish`) no longer in the queue."""
+        """Computes one step. The requests that got tokens by it, or could not go on (`error`); those that are finished
+        (`finish`) are no longer in the queue."""
         step = self.scheduler.plan()
         if step.copies:
             self.pages.copy([copy.source for copy in step.copies], [copy.target for copy in step.copies])
@@ -198,12 +202,19 @@ class Engine:
             turns: list[tuple[Request, tuple[int, ...]]] = []  # who draws, and the guesses that are checked by it
             rows: list[Row] = []
             numbers: list[int] = []
+            failed: list[Request] = []
             for chunk, end in ends:
                 for job in self.scheduler.advance(chunk):
                     assert isinstance(job, Request)
                     drafts = chunk.drafts if job is chunk.job else ()
+                    try:
+                        rows += [job.row(drafts[:i]) for i in range(len(drafts) + 1)]
+                    except FathomError as error:  # a guide that became too large is its own completion's end alone
+                        job.error = error
+                        self.scheduler.remove(job)
+                        failed.append(job)
+                        continue
                     turns.append((job, drafts))
-                    rows += [job.row(drafts[:i]) for i in range(len(drafts) + 1)]
                     numbers += range(end, end + len(drafts) + 1)
             if turns:
                 if numbers != list(range(len(logits_BV))):
@@ -217,7 +228,7 @@ class Engine:
                 self.drafter.guess(self.pages, self.sampler)
         finally:
             self.model.train(was_training)
-        return [request for request, _ in turns]
+        return [*(request for request, _ in turns), *failed]
 
     def update(self, version: int, tensors: Mapping[str, Tensor] | None = None) -> None:
         """New weights between two steps: the cache is forgotten, and what runs goes on under them.
@@ -315,7 +326,8 @@ class Engine:
             list(prompt), len(prompt), len(prompt) + sampling.max_tokens, sampling=sampling, seed=seed, index=index,
             counts=Counts(prompt) if penalises(sampling) else None,
             guide=self._guide(sampling.json_schema),
-            stops=frozenset() if sampling.ignore_stop else self.tokenizer.stop_ids,
+            # what satisfies a schema is over
+            stops=frozenset() if sampling.ignore_stop and sampling.json_schema is None else self.tokenizer.stop_ids,
             speaking=(Detokenizer(self.tokenizer), StopStrings(sampling.stop)) if streamed or sampling.stop else None)
 
     def _guide(self, schema: str | None) -> GuideState | None:
@@ -323,11 +335,7 @@ class Engine:
             return None
         from fathom.engine.guide import Guide  # an extra
 
-        if schema not in self._guides:
-            if len(self._guides) >= GUIDES:
-                self._guides.pop(next(iter(self._guides)))
-            self._guides[schema] = Guide(self.tokenizer, schema)
-        return self._guides[schema].begin()
+        return Guide.of(self.tokenizer, schema).state()
 
     def _take(self, request: Request, drafts: tuple[int, ...], drawn: Drawn, at: int) -> None:
         """Appends the token drawn in row `at`, and those of the rows after it as far as the drafts were right."""

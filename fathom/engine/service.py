@@ -238,10 +238,7 @@ class Service:
                     self._owner[request] = item.stream
                     self._told[request] = 0, 0
             elif isinstance(item, _Cancel):
-                for request in item.stream.requests:
-                    if self._owner.pop(request, None) is not None:
-                        del self._told[request]
-                        self.engine.abort(request)
+                self._drop(item.stream)
             elif isinstance(item, _Score):
                 scores.append(item)
             else:
@@ -261,6 +258,12 @@ class Service:
                 self._totals.prompt_tokens += len(one.prompt)
                 one.tell(scored, None)
 
+    def _drop(self, stream: Stream) -> None:
+        for request in stream.requests:
+            if self._owner.pop(request, None) is not None:
+                del self._told[request]
+                self.engine.abort(request)
+
     @staticmethod
     def _answer(run: Callable[[], Any], tell: Callable[[Any, BaseException | None], None]) -> None:
         try:
@@ -272,10 +275,16 @@ class Service:
 
     def _hand_on(self, requests: Sequence[Request]) -> None:
         pieces: dict[Stream, list[Piece]] = {}
+        errors: list[tuple[Stream, list[Piece] | FathomError]] = []
         now = time.monotonic()
         for request in requests:
             stream = self._owner.get(request)
             if stream is None:
+                continue
+            if request.error is not None:  # with it end the others of the n
+                self._drop(stream)
+                errors.append((stream, request.error))
+                pieces.pop(stream, None)
                 continue
             tokens, parts = self._told[request]
             first = request.drawn - tokens  # new ones
@@ -293,7 +302,7 @@ class Service:
                 self._totals.finished.append(now)
         while self._totals.finished and self._totals.finished[0] < now - RATE_OVER_S:
             self._totals.finished.popleft()
-        self._send(list(pieces.items()))
+        self._send([*pieces.items(), *errors])
 
     def _fail(self, error: FathomError) -> None:
         streams = dict.fromkeys(self._owner.values())
