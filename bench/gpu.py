@@ -17,14 +17,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from bench import models
+from bench import kernels, models
 from bench.measure import HEAD, Pair, save, wait
 from fathom.core import machine
 from fathom.core.chat import Sampling
 from fathom.engine.engine import Engine
 from fathom.model import head, quant
 from fathom.model.config import ModelConfig
-from fathom.model.layout import Cache, Layout
+from fathom.model.layout import Layout, Pages
 from fathom.model.moe import grouped_matmul
 from fathom.model.presets import PRESETS
 from fathom.model.transformer import Transformer
@@ -79,11 +79,14 @@ def decoding(device: str, dtype: torch.dtype, config: ModelConfig = PRESETS[mode
     ends = torch.tensor(LENGTHS).cumsum(0) - 1
     expected = model.logits(model(tokens, Layout.packed(LENGTHS))[ends])
     there = model.to(device, dtype)
-    cache = Cache(there.config, len(LENGTHS), max(LENGTHS), dtype, device)
+    needs = [n // 16 + 1 for n in LENGTHS]
+    order = torch.randperm(sum(needs), generator=torch.Generator().manual_seed(7))
+    tables = [table.tolist() for table in order.split(needs)]
+    pages = Pages(there.config, sum(needs), 16, dtype, device)
     before = torch.ones(len(tokens), dtype=torch.bool)
     before[ends] = False
-    there(tokens[before].to(device), Layout.prefill([n - 1 for n in LENGTHS], cache, range(len(LENGTHS))))
-    found = there.logits(there(tokens[ends].to(device), Layout.decode(cache)))
+    there(tokens[before].to(device), Layout.fresh(pages, tables, [n - 1 for n in LENGTHS]))
+    found = there.logits(there(tokens[ends].to(device), Layout.rows(pages, tables, LENGTHS)))
     return float((found.double().cpu() - expected).abs().max() / expected.std())
 
 
@@ -144,6 +147,7 @@ CHECKS: dict[str, tuple[Callable[[str, torch.dtype], float], float, float | None
     "packed forward pass": (forward, 1e-3, None), "decoding from the cache": (decoding, 1e-3, None),
     "grouped product": (experts, 1e-4, 2e-2), "gradient of the head": (vocabulary, 1e-4, 2e-1),
     "greedy tokens that differ": (sampling, 0.0, None), "FP8 blocks that differ": (blocks, 0.0, 0.0),
+    **kernels.CHECKS,
     **{f"{name}, narrow: forward pass": (partial(forward, config=_narrow(name)), 1e-3, None) for name in FAMILIES},
     **{f"{name}, narrow: decoding": (partial(decoding, config=_narrow(name)), 1e-3, None) for name in FAMILIES},
 }
@@ -188,21 +192,25 @@ def main() -> None:
     if device.startswith("cuda"):
         wait()
         print(f"\n{grpo(device)}\n", flush=True)
-        pairs: list[Pair] = []
+        pairs: list[Pair] = kernels.measure(device)
+        print()
+        kernels.decoding(device)
+        print()
         if find_spec("transformers"):
             from bench import decode, full_size, train
 
             print(HEAD, flush=True)
-            pairs = train.measure(device=device)
-            for pair in pairs:
+            steps = train.measure(device=device)
+            for pair in steps:
                 print(pair.line(), flush=True)
+            pairs += steps
             for compiled in (False, True):
                 pairs += decode.measure(compiled=compiled, batches=(1, 32, 256), device=device, dtype=torch.bfloat16)
             if torch.cuda.get_device_properties(device).total_memory > 40e9:
                 pairs += full_size.main(device)
-            print(f"saved in {save('gpu', pairs, {'device': name})}")
         else:
             print("transformers is not installed, so nothing is measured beside it")
+        print(f"saved in {save('gpu', pairs, {'device': name})}")
     if any("MISSED" in row for row in rows):
         raise SystemExit(1)
 

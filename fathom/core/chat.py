@@ -91,7 +91,7 @@ class Sampling(Settings):
     top_k: int = Field(0, ge=0, description="only so many most likely tokens; 0: all")
     min_p: float = Field(0.0, ge=0, le=1, description="only tokens with this share of the likeliest one's probability")
     repetition_penalty: float = Field(
-        1.0, gt=0, description="logits of tokens that prompt or completion hold: above 0 divided by it, below multiplied")
+        1.0, gt=0, description="of tokens in prompt or completion: logits above 0 are divided by it, others multiplied")
     presence_penalty: float = Field(
         0.0, ge=-2, le=2, description="taken from the logits of tokens that the completion holds")
     frequency_penalty: float = Field(

@@ -8,6 +8,7 @@ are multiplied, `Sampler` what is drawn. `Engine.step` is the loop's body: it ca
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -54,6 +55,7 @@ class Request(Job):
     said: list[str] = field(default_factory=list)  # where `speaking`: what is certain of the text, as it came
     counts: Counts | None = None
     guide: GuideState | None = None
+    thinking: Tensor | None = None  # while the guide waits for the end of a thought: what may be said in it
     error: FathomError | None = None  # what ended it, where it could not go on
     stops: frozenset[int] = frozenset()
     speaking: tuple[Detokenizer, StopStrings] | None = None  # where its text is wanted as it comes, or may end it
@@ -70,7 +72,9 @@ class Request(Job):
             counts = counts.copy()
             for token in proposed:
                 counts.add(token)
-        allowed = self.guide.allowed() if self.guide is not None else None
+        allowed = self.thinking
+        if self.guide is not None and allowed is None:
+            allowed = self.guide.allowed()
         return Row(self.sampling, self.seed, self.drawn + len(proposed), counts, allowed, self.stops)
 
 
@@ -135,10 +139,10 @@ class Engine:
         self._begin(requests)
         # similar prompts together: less padding in prefill and in the cache
         ordered = [r for prompt in sorted(groups, key=lambda p: (len(p), p)) for r in groups[prompt]]
-        number = {prompt: i for i, prompt in enumerate(groups)}
+        numbers = {prompt: i for i, prompt in enumerate(groups)}
         try:
             for request in ordered:
-                request.group = number[tuple(request.tokens)]
+                request.group = numbers[tuple(request.tokens)]
                 self.scheduler.add(request)
             finished = 0
             while self.busy:
@@ -326,9 +330,27 @@ class Engine:
             list(prompt), len(prompt), len(prompt) + sampling.max_tokens, sampling=sampling, seed=seed, index=index,
             counts=Counts(prompt) if penalises(sampling) else None,
             guide=self._guide(sampling.json_schema),
+            thinking=self._all_but_stops if sampling.json_schema is not None and self._opened(prompt) else None,
             # what satisfies a schema is over
             stops=frozenset() if sampling.ignore_stop and sampling.json_schema is None else self.tokenizer.stop_ids,
             speaking=(Detokenizer(self.tokenizer), StopStrings(sampling.stop)) if streamed or sampling.stop else None)
+
+    @functools.cached_property
+    def _thought(self) -> tuple[int | None, int | None]:
+        """The tokens that open and close a thought, where the vocabulary has them."""
+        return self.tokenizer.backend.token_to_id("<think>"), self.tokenizer.backend.token_to_id("</think>")
+
+    @functools.cached_property
+    def _all_but_stops(self) -> Tensor:
+        allowed_V = torch.ones(self.model.config.vocab_size, dtype=torch.bool)
+        allowed_V[list(self.tokenizer.stop_ids)] = False
+        return allowed_V
+
+    def _opened(self, prompt: tuple[int, ...]) -> bool:
+        """Whether the prompt ends inside of a thought."""
+        begin, end = self._thought
+        last = next((token for token in reversed(prompt) if token in self._thought), None)
+        return last is not None and last == begin and end is not None
 
     def _guide(self, schema: str | None) -> GuideState | None:
         if schema is None:
@@ -366,6 +388,9 @@ class Engine:
             request.counts.add(token)
         if token in request.stops:
             request.finish = "stop"
+        elif request.thinking is not None:
+            if token == self._thought[1]:
+                request.thinking = None
         elif request.guide is not None:
             request.guide.accept(token)
         if request.finish is None and request.speaking is not None:

@@ -100,10 +100,10 @@ class Scheduler:
                 budget -= 0 if decoding else count
                 self._compute(step, job, count)
         while self.waiting and len(self.running) < self.batch and budget:
-            count = self._admit(step, self.waiting[0], budget)
-            if count is None:
+            admitted = self._admit(step, self.waiting[0], budget)
+            if admitted is None:
                 break
-            budget -= count
+            budget -= admitted
             bisect.insort(self.running, self.waiting.pop(0), key=lambda one: one.arrival)
         return step
 

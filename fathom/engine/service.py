@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import threading
 import time
@@ -13,7 +14,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from fathom.core.chat import Sampling
+from fathom.core.chat import Completion, Sampling
 from fathom.core.errors import FathomError
 from fathom.engine.engine import Engine, Request
 from fathom.engine.server.backend import Busy, Draining, EngineFailed, Top
@@ -244,7 +245,8 @@ class Service:
             else:
                 self._answer(item.run, item.tell)
         while scores:
-            some, size = [], 0
+            some: list[_Score] = []
+            size = 0
             while scores and (not some or size + len(scores[0].prompt) <= self.engine.settings.prefill_tokens):
                 size += len(scores[0].prompt)
                 some.append(scores.pop(0))
@@ -252,11 +254,14 @@ class Service:
                 found = self.engine.score([one.prompt for one in some], max(one.top for one in some))
             except FathomError:  # one of them cannot be scored; which, each says for itself
                 for one in some:
-                    self._answer(lambda one=one: self.engine.score([one.prompt], one.top)[0], one.tell)
+                    self._answer(functools.partial(self._score, one), one.tell)
                 continue
             for one, scored in zip(some, found, strict=True):
                 self._totals.prompt_tokens += len(one.prompt)
                 one.tell(scored, None)
+
+    def _score(self, one: _Score) -> Completion:
+        return self.engine.score([one.prompt], one.top)[0]
 
     def _drop(self, stream: Stream) -> None:
         for request in stream.requests:

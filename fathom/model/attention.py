@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fathom.model.config import ModelConfig
 from fathom.model.device import full_precision
-from fathom.model.layout import Layout, Rows
+from fathom.model.layout import Layout
 from fathom.model.lora import effective_weight
 from fathom.model.rope import rotate
 
@@ -150,27 +150,39 @@ def weigh_past_in_pieces(q: Tensor, k: Tensor, v: Tensor, past_BS: Tensor, scale
 
 def latent_rows(q_BHC: Tensor, layout: Layout, layer: int, latent: int, scale: float) -> Tensor:
     """Absorbed attention of single tokens to latents in the cache: z [B, H, R]."""
-    assert layout.decoding is not None
-    past_BS = layout.decoding.past_BS
-    (entry_ZC,) = layout.recall(layer, layout.decoding.cells)
-    past_BSC = entry_ZC.view(*past_BS.shape, -1)
-    return _weigh(q_BHC, past_BSC, past_BSC[..., :latent], layout.decoding, scale)
+    rows = layout.decoding
+    assert rows is not None and layout.pages is not None
+    if rows.cells is None or rows.past_BS is None:
+        from fathom.model.kernels.decode import paged_latent_decode
+
+        (pool,) = layout.pages.layers[layer]
+        return paged_latent_decode(q_BHC, pool, rows.table_BN, rows.length_B, latent, scale, rows.piece or None)
+    (entry_ZC,) = layout.recall(layer, rows.cells)
+    past_BSC = entry_ZC.view(*rows.past_BS.shape, -1)
+    return _weigh(q_BHC, past_BSC, past_BSC[..., :latent], rows.past_BS, scale, rows.piece)
 
 
 def grouped_rows(q_BHC: Tensor, layout: Layout, layer: int, groups: int, scale: float) -> Tensor:
     """Attention of single tokens to keys and values in the cache: [B, H, C]."""
-    assert layout.decoding is not None
-    rows, past = layout.decoding.past_BS.shape
-    k_XSC, v_XSC = (part.view(rows * groups, past, -1) for part in layout.recall(layer, layout.decoding.cells))
+    rows = layout.decoding
+    assert rows is not None and layout.pages is not None
+    if rows.cells is None or rows.past_BS is None:
+        from fathom.model.kernels.decode import paged_grouped_decode
+
+        k_pool, v_pool = layout.pages.layers[layer]
+        return paged_grouped_decode(
+            q_BHC, k_pool, v_pool, rows.table_BN, rows.length_B, scale, rows.piece or None)
+    count, past = rows.past_BS.shape
+    k_XSC, v_XSC = (part.view(count * groups, past, -1) for part in layout.recall(layer, rows.cells))
     heads, width = q_BHC.shape[1:]
     q_XMC = q_BHC.reshape(-1, heads // groups, width)
-    return _weigh(q_XMC, k_XSC, v_XSC, layout.decoding, scale).view(-1, heads, width)
+    return _weigh(q_XMC, k_XSC, v_XSC, rows.past_BS, scale, rows.piece).view(-1, heads, width)
 
 
-def _weigh(q_XMC: Tensor, k_XSC: Tensor, v_XSV: Tensor, rows: Rows, scale: float) -> Tensor:
-    if rows.piece:
-        return weigh_past_in_pieces(q_XMC, k_XSC, v_XSV, rows.past_BS, scale, rows.piece)
-    return weigh_past(q_XMC, k_XSC, v_XSV, rows.past_BS, scale)
+def _weigh(q_XMC: Tensor, k_XSC: Tensor, v_XSV: Tensor, past_BS: Tensor, scale: float, piece: int) -> Tensor:
+    if piece:
+        return weigh_past_in_pieces(q_XMC, k_XSC, v_XSV, past_BS, scale, piece)
+    return weigh_past(q_XMC, k_XSC, v_XSV, past_BS, scale)
 
 
 class LatentAttention(nn.Module):
@@ -221,8 +233,8 @@ class LatentAttention(nn.Module):
         if layout.past is None:
             return attend(q_THC, k, v, layout, self.scale)
         (entry_YC,) = layout.recall(layer, layout.past)
-        c_YR, k_rope_YP = entry_YC.split((self.latent, self.rope), dim=-1)
-        return attend_onward(q_THC, k, v, *self._grow(c_YR, k_rope_YP[:, None, :]), layout, self.scale)
+        k_past, v_past = self._grow(entry_YC[:, : self.latent], entry_YC[:, None, self.latent:])
+        return attend_onward(q_THC, k, v, k_past, v_past, layout, self.scale)
 
     def _grow(self, c_TR: Tensor, k_rope_T1P: Tensor) -> tuple[Tensor, Tensor]:
         """Keys [T, H, nope + rope] and values [T, H, V] of latents and rotated shared keys."""
@@ -269,8 +281,8 @@ class GroupedQueryAttention(nn.Module):
             o_THC = grouped_rows(q_THC, layout, layer, self.groups, self.scale)
         elif layout.past is not None:
             # cells hold a token's heads side by side
-            past = (part.view(-1, self.groups, self.width) for part in layout.recall(layer, layout.past))
-            o_THC = attend_onward(q_THC, k_TGC, v_TGC, *past, layout, self.scale)
+            k_past, v_past = (part.view(-1, self.groups, self.width) for part in layout.recall(layer, layout.past))
+            o_THC = attend_onward(q_THC, k_TGC, v_TGC, k_past, v_past, layout, self.scale)
         else:
             o_THC = attend(q_THC, k_TGC, v_TGC, layout, self.scale)
         y_TD: Tensor = self.o_proj(o_THC.reshape(-1, self.heads * self.width))

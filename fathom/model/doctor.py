@@ -7,7 +7,8 @@ from importlib import metadata
 
 EXTRAS = {
     "model": ("torch", "safetensors", "tokenizers", "jinja2"), "judge": ("math-verify", "sympy"),
-    "gym": ("reasoning-gym",), "gguf": ("gguf",), "hub": ("huggingface_hub",),
+    "gym": ("reasoning-gym",), "gguf": ("gguf",), "hub": ("huggingface_hub",), "guided": ("llguidance",),
+    "client": ("openai",), "serve": ("fastapi", "uvicorn", "prometheus-client"), "kernels": ("triton",),
 }
 
 

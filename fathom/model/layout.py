@@ -14,6 +14,8 @@ there, several tokens of each. `rows` are single tokens, each with a past of its
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -44,9 +46,10 @@ class Pages:
         shapes = cache_shapes(config)
         self.heads = shapes[0][0]
         self.layers = [
-            tuple(torch.zeros(blocks, heads, size, width, dtype=dtype, device=device) for heads, width in shapes)
+            tuple(_zeros((blocks, heads, size, width), dtype, self.device) for heads, width in shapes)
             for _ in range(config.num_hidden_layers if layers is None else layers)
         ]
+        self.by_kernels = _kernels_read(self.layers[0][0])
 
     @property
     def bytes(self) -> int:
@@ -72,6 +75,23 @@ class Pages:
         return torch.from_numpy((row_T1 + np.arange(self.heads) * self.size).reshape(-1)).to(self.device)
 
 
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros that, on a CPU, take memory only where they are written: a cache is reserved for more than is used."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    size = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(dtype).view(shape)
+
+
+def _kernels_read(part: Tensor) -> bool:
+    """Whether kernels read the blocks where they lie; else entries are gathered for every step."""
+    if not part.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        return False
+    from fathom.model.kernels.launch import uses_kernel
+
+    return uses_kernel(part)
+
+
 def cache_shapes(config: ModelConfig) -> tuple[tuple[int, int], ...]:
     """(heads, width) of each tensor that the cache holds per layer: their product is its elements per token."""
     if config.attention == "mla":
@@ -95,8 +115,8 @@ class Rows:
 
     table_BN: Tensor  # int64 blocks of each row's sequence; NOWHERE behind its end
     length_B: Tensor  # tokens that each row attends to
-    cells: Tensor  # [B · G · S]: where each head's S entries are, see Pages.cells
-    past_BS: Tensor  # 0 where a row attends to a token, else −∞
+    cells: Tensor | None  # [B · G · S]: where each head's S entries are, see Pages.cells; None where kernels find them
+    past_BS: Tensor | None  # 0 where a row attends to a token, else −∞
     piece: int = 0  # positions looked at together; 0: all. S is a multiple of it
 
 
@@ -189,19 +209,21 @@ class Layout:
         table_BN = np.zeros((len(tables), -(-longest // size)), dtype=np.int64)
         for row, table in zip(table_BN, tables, strict=True):
             row[: len(table)] = table[: len(row)]
-        length_B = np.asarray(lengths, dtype=np.int64)
-        position_B = length_B - 1
-        head_G1 = np.arange(heads)[:, None] * size
+        position_B = np.asarray(lengths, dtype=np.int64) - 1
+        head_G = np.arange(heads) * size
         block_B = table_BN[np.arange(len(tables)), position_B // size]
-        own_BG = (block_B * (heads * size) + position_B % size)[:, None] + head_G1[:, 0]
-        every_BS = (table_BN[:, :, None] * (heads * size) + np.arange(size)).reshape(len(tables), -1)[:, :longest]
-        every_BGS = every_BS[:, None, :] + head_G1
-        position, own, every, table, length = (torch.from_numpy(x.reshape(shape)).to(pages.device) for x, shape in (
-            (position_B, -1), (own_BG, -1), (every_BGS, -1), (table_BN, table_BN.shape), (length_B, -1)))
-        there_BS = torch.arange(longest, device=pages.device) < length[:, None]
-        past_BS = torch.zeros(there_BS.shape, dtype=pages.dtype, device=pages.device)
+        own_BG = (block_B * (heads * size) + position_B % size)[:, None] + head_G
+        position, own, numbers = (
+            torch.from_numpy(x).to(pages.device) for x in (position_B, own_BG.reshape(-1), table_BN))
+        cells = past = None
+        if not pages.by_kernels:
+            every_BS = (table_BN[:, :, None] * (heads * size) + np.arange(size)).reshape(len(tables), -1)[:, :longest]
+            cells = torch.from_numpy((every_BS[:, None, :] + head_G[:, None]).reshape(-1)).to(pages.device)
+            there_BS = torch.arange(longest, device=pages.device) <= position[:, None]
+            past = torch.zeros(there_BS.shape, dtype=pages.dtype, device=pages.device)
+            past.masked_fill_(~there_BS, float("-inf"))
         return cls(position, torch.arange(len(tables), device=pages.device), len(tables), pages=pages, cells=own,
-                   decoding=Rows(table, length, every, past_BS.masked_fill_(~there_BS, float("-inf")), piece))
+                   decoding=Rows(numbers, position + 1, cells, past, piece))
 
     def recall(self, layer: int, cells: Tensor) -> tuple[Tensor, ...]:
         """A layer's entries in `cells`, each [cells, width]."""

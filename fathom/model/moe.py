@@ -111,7 +111,13 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(experts, width, inner))
 
     def forward(self, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> Tensor:
-        """Σ_k weight · expert(x), [T, D]. Tokens are sorted by expert, so each expert multiplies one block."""
+        """Σ_k weight · expert(x), [T, D]. Tokens are sorted by expert, so each expert multiplies one block; few of them
+        on a GPU, without a gradient, are taken as they are."""
+        if x_TD.is_cuda and not torch.is_grad_enabled() and type(self) is Experts:
+            from fathom.model.kernels.experts import MOST_PAIRS, decode_experts
+
+            if expert_TK.numel() <= MOST_PAIRS:
+                return decode_experts(x_TD, self.gate_up_proj, self.down_proj, expert_TK, weight_TK)
         order = expert_TK.flatten().argsort(stable=True)  # the (token, choice) pairs, expert by expert
         counts = torch.bincount(expert_TK.flatten(), minlength=self.gate_up_proj.shape[0])
         back_TK = torch.empty_like(order)

@@ -17,8 +17,9 @@ from fathom.model.config import ModelConfig
 from fathom.model.cost import cost
 
 TOKENIZER = tokenizer()
+_MADE = {"mla": MLA_MOE, "mla-lite": MLA_LITE, "gqa": GQA_TIED, "V2": V2, "Qwen3": QWEN3}
 CONFIGS = {name: config.model_copy(update={"vocab_size": TOKENIZER.vocab_size, "max_position_embeddings": 256})
-           for name, config in {"mla": MLA_MOE, "mla-lite": MLA_LITE, "gqa": GQA_TIED, "V2": V2, "Qwen3": QWEN3}.items()}
+           for name, config in _MADE.items()}
 SAMPLING = Sampling(max_tokens=12, seed=5, top_p=0.9, logprobs=3, presence_penalty=0.5)
 
 
@@ -55,7 +56,7 @@ def test_every_batch_gives_the_same_bits(name: str) -> None:
 
 @pytest.mark.equivalence
 def test_what_the_cache_holds_changes_no_bit() -> None:
-    """Requests one by one into a cache that knows their beginnings already, from another request or from a preemption."""
+    """Requests one by one into a cache that knows their beginnings, from another request or from a preemption."""
     config = CONFIGS["mla"]
     asked = prompts(config)
     expected = [bits(made(config).complete([p], SAMPLING)[0]) for p in asked]

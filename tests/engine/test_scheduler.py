@@ -141,7 +141,7 @@ def simulate(seed: int) -> Simulation:
             simulation.scheduler.blocks.forget()
             assert simulation.scheduler.blocks.available == count - 1
         worked = simulation.step(rng)
-        assert worked or not simulation.scheduler.waiting and not simulation.scheduler.running, "it stands still"
+        assert worked or (not simulation.scheduler.waiting and not simulation.scheduler.running), "it stands still"
         assert simulation.steps < 20_000, "it never ends"
     for job, prompt, number in asked:
         if job not in aborted:
