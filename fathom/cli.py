@@ -10,6 +10,7 @@ import typer
 
 from fathom import __version__
 from fathom.core.errors import FathomError, UsageError
+from fathom.engine import commands as engine
 from fathom.systems import SYSTEMS, command
 from fathom.systems.command import EXTRA, Dry, Fresh, Quiet
 
@@ -175,6 +176,7 @@ _Refused: Any = typer.BadParameter.__mro__[1]
 
 for _name in SYSTEMS:
     command.add(app, _name)
+engine.add(app)
 
 
 def main() -> None:

@@ -53,8 +53,8 @@ def test_commands_parse(page: Path) -> None:
         elif words[1] in ("run", "audit"):
             load_yaml(recipes.find(words[2]))
         else:
-            assert words[1] in ("demo", "report", "compare", "show", "inspect", "convert", "push", "doctor",
-                                "--help"), line
+            assert words[1] in ("demo", "report", "compare", "show", "inspect", "convert", "push", "doctor", "serve",
+                                "chat", "--help"), line
 
 
 @pytest.mark.docs

@@ -161,6 +161,11 @@ class Engine:
         return [done[i * n: (i + 1) * n] for i in range(len(prompts))]
 
     @property
+    def longest(self) -> int:
+        """Most tokens of a prompt with its completion: what the model was made for and the cache can hold."""
+        return min(self.model.config.max_position_embeddings, self._affordable() * self.settings.block)
+
+    @property
     def busy(self) -> bool:
         """Whether anything waits or runs."""
         return bool(self.scheduler.waiting or self.scheduler.running)
@@ -347,10 +352,13 @@ class Engine:
         return allowed_V
 
     def _opened(self, prompt: tuple[int, ...]) -> bool:
-        """Whether the prompt ends inside of a thought."""
+        """Whether the prompt ends inside of a thought. What a user wrote stands before the last control token."""
         begin, end = self._thought
-        last = next((token for token in reversed(prompt) if token in self._thought), None)
-        return last is not None and last == begin and end is not None
+        if begin is None or end is None:
+            return False
+        structure = self.tokenizer.control_ids
+        start = next((i for i in range(len(prompt), 0, -1) if prompt[i - 1] in structure), len(prompt) - 1)
+        return next((token == begin for token in reversed(prompt[start:]) if token in (begin, end)), False)
 
     def _guide(self, schema: str | None) -> GuideState | None:
         if schema is None:

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
@@ -18,6 +19,10 @@ from fathom.core.chat import Completion, Sampling
 from fathom.core.errors import FathomError
 from fathom.engine.engine import Engine, Request
 from fathom.engine.server.backend import Busy, Draining, EngineFailed, Top
+from fathom.engine.settings import EngineSettings
+from fathom.model import weights
+from fathom.model.cost import cost
+from fathom.model.device import place
 
 log = logging.getLogger(__name__)
 RATE_OVER_S = 30.0  # what was finished in so many last seconds tells how long the queue is
@@ -108,7 +113,7 @@ class Service:
     def __init__(self, engine: Engine, *, waiting: int = 1024):
         """`waiting`: completions that may wait to be begun; more are turned away."""
         self.engine, self.most_waiting = engine, waiting
-        self.tokenizer, self.max_length = engine.tokenizer, engine.model.config.max_position_embeddings
+        self.tokenizer, self.max_length = engine.tokenizer, engine.longest
         self._inbox: deque[_Submit | _Cancel | _Call | _Score] = deque()
         self._wake = threading.Condition()
         self._owner: dict[Request, Stream] = {}
@@ -292,14 +297,14 @@ class Service:
                 pieces.pop(stream, None)
                 continue
             tokens, parts = self._told[request]
-            first = request.drawn - tokens  # new ones
+            new = slice(tokens, None)
             if not tokens:
                 self._totals.prompt_tokens += request.prompt
                 self._totals.cached_tokens += request.cached
-            self._totals.completion_tokens += first
+            self._totals.completion_tokens += request.drawn - tokens
             pieces.setdefault(stream, []).append(Piece(
-                request.index, "".join(request.said[parts:]), tuple(request.tokens[-first:]),
-                tuple(request.logprobs[-first:]), tuple(request.top[-first:]), request.finish, request.versions[-1],
+                request.index, "".join(request.said[parts:]), tuple(request.tokens[request.prompt + tokens:]),
+                tuple(request.logprobs[new]), tuple(request.top[new]), request.finish, request.versions[-1],
                 request.cached))
             self._told[request] = request.drawn, len(request.said)
             if request.finish is not None:
@@ -324,6 +329,13 @@ class Service:
         for loop, some in loops.items():
             if not loop.is_closed():
                 loop.call_soon_threadsafe(_deliver, some)
+
+
+def start(model: Path, settings: EngineSettings, device: str, dtype: str, waiting: int = 1024) -> Service:
+    """A service of the model in a directory or file; UsageError where it cannot be had."""
+    where, kind = place(device, dtype, cost(weights.read_config(model)).parameters)
+    loaded, tokenizer = weights.load(model, kind, where)
+    return Service(Engine(loaded, tokenizer, settings), waiting=waiting)
 
 
 def _deliver(news: Sequence[tuple[Stream, list[Piece] | FathomError]]) -> None:

@@ -23,6 +23,8 @@ from urllib.parse import urlsplit
 from fathom.core.chat import Message, Sampling
 from fathom.core.config import build
 from fathom.core.errors import FathomError, UsageError
+from fathom.engine.settings import EngineSettings
+from fathom.model.pretrained import called
 
 if TYPE_CHECKING:
     from fathom.engine.server.backend import Service
@@ -280,18 +282,9 @@ class Loop:
 
 
 def _load(model: str, device: str, dtype: str) -> Talker:
-    from fathom.engine.engine import Engine
-    from fathom.engine.service import Service as Served
-    from fathom.model import weights
-    from fathom.model.cost import cost
-    from fathom.model.device import place
+    from fathom.engine.service import start
 
-    path = Path(model)
-    where, kind = place(device, dtype, cost(weights.read_config(path)).parameters)
-    loaded, tokenizer = weights.load(path, kind, where)
-    resolved = path.resolve()
-    name = resolved.parent.name if resolved.name == "model" and resolved.parent.name else resolved.name
-    return Local(Served(Engine(loaded, tokenizer)), name)
+    return Local(start(Path(model), EngineSettings(batch=1), device, dtype), called(Path(model)))
 
 
 def meet(model: str, loop: Loop, name: str | None, key_env: str | None, device: str, dtype: str) -> Talker:

@@ -31,3 +31,9 @@ def is_model(path: Path) -> bool:
     """Whether `path` names something that weights can be loaded from: a directory with config.json, or a GGUF file."""
     place = locate(path)
     return (place / "config.json").is_file() or (place.suffix == ".gguf" and place.is_file())
+
+
+def called(path: Path) -> str:
+    """What a model is called where nobody named it: the one in runs/r1/final/model is `final`."""
+    place = path.resolve() if path.exists() else path
+    return place.parent.name if place.name == "model" and place.parent.name else place.name

@@ -1,0 +1,57 @@
+"""The engine's verbs on the command line: `fathom serve` and `fathom chat`. Loads no torch, and no web server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps")]
+Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16")]
+
+
+def add(app: typer.Typer) -> None:
+    """Adds both commands."""
+    app.command("serve", context_settings=EXTRA)(serve)
+    app.command("chat", context_settings=EXTRA)(chat)
+
+
+def serve(
+    ctx: typer.Context,
+    model: Annotated[Path, typer.Argument(help="a model directory, a .gguf file, or a packaged model's name")],
+    host: Annotated[str, typer.Option(help="the address to listen at; 0.0.0.0: all of this machine's")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any free one", min=0, max=65535)] = 8000,
+    name: Annotated[str | None, typer.Option(help="the model's name in requests (default: its directory's)")] = None,
+    api_key: Annotated[str | None, typer.Option(help="what clients must show (default: FATHOM_API_KEY)")] = None,
+    allow_origin: Annotated[list[str] | None, typer.Option(help="a web page's origin that may ask; * for all")] = None,
+    drain_seconds: Annotated[float, typer.Option(help="for what runs when SIGTERM comes", min=0)] = 30.0,
+    waiting: Annotated[int, typer.Option(help="completions that may wait; more get 429", min=1)] = 1024,
+    device: Device = "auto", dtype: Dtype = "auto",
+) -> None:
+    """Serve a model over HTTP: OpenAI's interface at /v1, a chat page at /. Engine settings follow as cache_gb=2.
+
+    `fathom serve --help` lists the options; the engine's settings are those of docs/serve.md, as name=value.
+    """
+    from fathom.core.config import build, parse_overrides
+    from fathom.engine.server import serve as served
+    from fathom.engine.settings import EngineSettings
+
+    settings = build(EngineSettings, {"prefill_tokens": 1024, **parse_overrides(ctx.args)}, "command line")
+    served(model, settings, name=name, host=host, port=port, api_key=api_key, allow_origin=allow_origin or (),
+           drain_seconds=drain_seconds, device=device, dtype=dtype, waiting=waiting, say=typer.echo)
+
+
+def chat(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="a model directory, a .gguf file, or an OpenAI-compatible server's URL")],
+    system: Annotated[str, typer.Option(help="the system prompt")] = "",
+    name: Annotated[str | None, typer.Option("--model", help="which one, where a server has several")] = None,
+    key_env: Annotated[str | None, typer.Option(help="environment variable that holds the server's key")] = None,
+    device: Device = "auto", dtype: Dtype = "auto",
+) -> None:
+    """Talk with a model in the terminal, or ask it one question through a pipe: `fathom chat DIR temperature=0.6`."""
+    from fathom.engine.chat import chat as talk
+
+    talk(model, ctx.args, system=system, name=name, key_env=key_env, device=device, dtype=dtype)
