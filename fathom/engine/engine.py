@@ -88,7 +88,7 @@ class Engine:
     def __init__(self, model: Transformer, tokenizer: Tokenizer, settings: EngineSettings | None = None):
         self.model, self.tokenizer, self.settings = model, tokenizer, settings or EngineSettings()
         fixed = FIXED_ROWS if self.settings.deterministic else None
-        self.plan = Plan(model, self.settings.compile, fixed)
+        self.plan = Plan(model, self.settings.compile, fixed, self.settings.int8)
         self.device = model.embed_tokens.weight.device
         piece = FIXED_PIECE if self.settings.deterministic else 0
         self.drafter = Drafter(model, self.plan, piece) if self.settings.speculate else None

@@ -43,6 +43,7 @@ from fathom.model.moe import MoE, SwiGLU
 from fathom.model.transformer import Block, MultiTokenPrediction, Transformer
 
 PACKED_FOR = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+FEW_ROWS = 4  # up to which weights of 8 bits are multiplied as they are
 DENSE_WORK = 1e6  # rows × width × expert width × the share of experts not chosen, up to which dense is faster
 MEMORY_SHARE = 0.25  # of the machine's memory, the most that a model may take whose weights are copied
 
@@ -57,9 +58,7 @@ class Step:
 
     def turn(self, straight_BHP: Tensor, turned_BHP: Tensor) -> Tensor:
         """Rotary embedding of channels whose turned copies are there already."""
-        if straight_BHP.dtype == self.cos.dtype:
-            return torch.addcmul(straight_BHP * self.cos, turned_BHP, self.sin)
-        return (straight_BHP * self.cos + turned_BHP * self.sin).to(straight_BHP.dtype)
+        return torch.addcmul(straight_BHP * self.cos, turned_BHP, self.sin).to(straight_BHP.dtype)
 
 
 Part = Callable[[Tensor, Step], Tensor]  # a normalised input [B, D] ↦ a contribution to the residual stream [B, D]
@@ -76,7 +75,7 @@ class Product:
         if rows is None:
             # a compiled graph reads from where it read before
             self.turned = (torch.empty_like(weight_OI.mT.contiguous()) if place is None else place).copy_(weight_OI.mT)
-        elif rows > 1 and weight_OI.dtype == torch.float32 and torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
+        elif rows > 1 and weight_OI.dtype == torch.float32 and _packs():
             self.packed = torch.ops.mkl._mkl_reorder_linear_weight(weight_OI, rows)
             # the call below asks the plain weight for its shape only, while the rows are as announced: let it go
             self.weight = weight_OI.new_empty(1).expand(weight_OI.shape)
@@ -91,16 +90,50 @@ class Product:
         return F.linear(x, self.weight, self.bias)  # one row is a matter of bandwidth, which no order of weights helps
 
 
+class RoundedProduct:
+    """The same with every weight rounded to one of 255 multiples of its row's largest / 127, kept in 8 bits.
+
+    Few rows are multiplied by the 8 bits themselves, half of what BF16 would have to be read; more rows by the same
+    rounded weights in BF16, which is faster for them.
+    """
+
+    def __init__(self, weight_OI: Tensor, rows: int, bias_O: Tensor | None):
+        exact = weight_OI.float()
+        scale_O = exact.abs().amax(1).clamp_(min=1e-30) / 127
+        steps_OI = (exact / scale_O[:, None]).round_()
+        self.scale, self.bias = scale_O.to(weight_OI.dtype), bias_O
+        self.steps = self.weight = None
+        # torch 2.13's product reads 16 at a time, and past the end of rows of another width: a wrong result, or a crash
+        if rows <= FEW_ROWS and weight_OI.shape[1] % 16 == 0:
+            self.steps = steps_OI.to(torch.int8)
+        else:
+            self.weight = steps_OI.to(weight_OI.dtype) * self.scale[:, None]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.steps is None:
+            assert self.weight is not None
+            return F.linear(x, self.weight, self.bias)
+        y = torch._weight_int8pack_mm(x, self.steps, self.scale)
+        return y if self.bias is None else y + self.bias
+
+
+def _packs() -> bool:
+    return torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+
+
 class Plan:
     """`plan.step(tokens, layout)` decodes one token of every row, as the weights were at the last `refresh`.
 
     Models of other types than FP32 and BF16, on other devices than the CPU, or too large to copy run as they are.
     """
 
-    def __init__(self, model: Transformer, compiled: bool = False, fixed: int | None = None):
-        """`fixed`: every step has so many rows, and a row's bits do not depend on the others."""
+    def __init__(
+        self, model: Transformer, compiled: bool = False, fixed: int | None = None, rounded: bool = False
+    ):
+        """`fixed`: every step has so many rows, and a row's bits do not depend on the others. `rounded`: weights of
+        8 bits."""
         weight = model.embed_tokens.weight
-        self.model, self.compiled, self.fixed = model, compiled, fixed
+        self.model, self.compiled, self.fixed, self.rounded = model, compiled, fixed, rounded
         on_cpu = weight.device.type == "cpu"
         if compiled and model.config.attention != "mla":  # its graph was not compiled within minutes (docs/log.md)
             raise UsageError("engine.compile=true: only models with latent attention are compiled; leave it out")
@@ -117,6 +150,9 @@ class Plan:
             raise UsageError(f"engine.deterministic=true: for FP32 and BF16 models on the CPU of up to "
                              f"{self._memory / 1e9:.1f} GB; this one has {self.size / 1e9:.1f} GB of {weight.dtype} on "
                              f"{weight.device}; leave it out")
+        if rounded and not (self.copies and weight.dtype == torch.bfloat16 and not compiled):
+            raise UsageError(f"engine.int8=true: for BF16 models on the CPU that are not compiled; this one is "
+                             f"{weight.dtype} on {weight.device}; set dtype=bfloat16, or leave it out")
         self._places: dict[str, Tensor] = {}  # compiled: where its graph reads the weights, packed or not
         self._laid: OrderedDict[int, _Laid] = OrderedDict()  # by rows; the one used last is last
         self._fresh, self._rows = False, 0
@@ -221,9 +257,11 @@ class Plan:
             self._experts(number, mlp) if isinstance(mlp, MoE) else self._dense(number, mlp),
         )
 
-    def _product(self, name: str, *weights: Tensor, bias: Tensor | None = None) -> Product:
+    def _product(self, name: str, *weights: Tensor, bias: Tensor | None = None) -> Product | RoundedProduct:
         """One product for weights that are multiplied by the same rows."""
         weight = torch.cat(weights) if len(weights) > 1 else weights[0].detach().contiguous()
+        if self.rounded:
+            return RoundedProduct(weight, self._rows, bias)
         product = Product(weight, self._rows or None, self._places.get(name), bias)
         if product.turned is not None:
             self._keep(name, product.turned)
@@ -360,7 +398,7 @@ class _Mtp:
     """Multi-token prediction laid out."""
 
     block: _Parts
-    join: Product
+    join: Product | RoundedProduct
     embedding_norm: _Norm
     hidden_norm: _Norm
     last: _Norm
@@ -372,7 +410,7 @@ class _Laid:
 
     parts: list[_Parts]  # per layer
     last: _Norm
-    head: Product
+    head: Product | RoundedProduct
     mtp: _Mtp | None = None
 
 
@@ -381,17 +419,14 @@ class _Norm:
 
     def __init__(self, norm: RMSNorm, place: Tensor | None = None):
         width = norm.weight.shape[0]
-        weight = norm.weight.detach() * math.sqrt(width)
-        self.eps = norm.eps if weight.dtype != torch.float32 else None
-        self.plain = norm.weight.detach()
+        weight = norm.weight.detach().float() * math.sqrt(width)
         self.weight = weight if place is None else place.copy_(weight)
-        self.floor = torch.tensor(math.sqrt(width * norm.eps), dtype=self.weight.dtype)
+        self.floor = torch.tensor(math.sqrt(width * norm.eps))
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.eps is not None:
-            return F.rms_norm(x, self.plain.shape, self.plain, self.eps)
-        y: Tensor = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(self.floor)
-        return y.mul_(self.weight)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        y: Tensor = (x / length.hypot_(self.floor)).mul_(self.weight).to(x.dtype)
+        return y
 
 
 _Parts = tuple[_Norm, Part, _Norm, Part]  # of a block: norm, attention, norm, feed-forward

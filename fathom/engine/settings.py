@@ -19,6 +19,9 @@ class EngineSettings(Settings):
     cache_gb: float | None = Field(
         None, gt=0, description="most memory of the cache, in 10⁹ bytes; default: a quarter of the machine's, or of "
         "what the GPU has free")
+    int8: bool = Field(
+        False, description="decode with weights rounded to 8 bits (BF16 on the CPU): faster for few completions at "
+        "once, and another model than the one that is stored")
     deterministic: bool = Field(
         False, description="the same bits whatever else is in the batch or the cache: every token by itself, slower")
     speculate: bool = Field(

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from fathom.core.errors import UsageError
 from fathom.engine.cache import NOWHERE
-from fathom.engine.plan import Plan
+from fathom.engine.plan import Plan, RoundedProduct
 from fathom.model.config import ModelConfig
 from fathom.model.layout import Layout
 from fathom.model.moe import MoE
@@ -117,6 +118,36 @@ def test_bf16_is_laid_out_anew_too(name: str) -> None:
     own = (decoded(model, CONFIGS[name], 4, None).double() - exact).abs().median()
     laid = (decoded(model, CONFIGS[name], 4, plan).double() - exact).abs().median()
     assert laid < 1.5 * own
+
+
+@pytest.mark.equivalence
+@pytest.mark.parametrize("slots", [2, 7])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_eight_bits_are_as_near_as_rounding_lets_them(name: str, slots: int) -> None:
+    """Not those of BF16, and not far from exact; few rows and many multiply by the same weights."""
+    exact = decoded(sharp(CONFIGS[name]), CONFIGS[name], slots, None)
+    model = sharp(CONFIGS[name], dtype=torch.bfloat16)
+    bf16, int8 = (decoded(model, CONFIGS[name], slots, Plan(model, rounded=rounded)) for rounded in (False, True))
+    assert not torch.equal(bf16, int8)
+    assert (int8.double() - exact).abs().median() < 0.1 * exact.std()
+
+
+@pytest.mark.parametrize("width", [16, 40, 20, 96])
+def test_eight_bits_are_those_that_were_asked_for(width: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, x = (torch.randn(*shape, generator=generator).bfloat16() for shape in ((24, width), (3, width)))
+    scale = weight.float().abs().amax(1) / 127
+    rounded = (weight.float() / scale[:, None]).round() * scale[:, None]
+    expected = x.float() @ rounded.T
+    for rows in (3, 8):
+        product = RoundedProduct(weight, rows, None)
+        assert (product.steps is not None) == (rows == 3 and width % 16 == 0)
+        assert_within(product(x).float(), expected, 2**-6 * float(expected.abs().max()))
+
+
+def test_eight_bits_are_for_bf16() -> None:
+    with pytest.raises(UsageError, match=r"engine\.int8=true: for BF16 models on the CPU"):
+        Plan(sharp(MLA_LITE, dtype=torch.float32), rounded=True)
 
 
 @pytest.mark.equivalence
