@@ -1,14 +1,19 @@
 """Runs benches by name and prints tables: `python -m bench [train] [decode] [compiled] [grpo] [sandbox] [judges] …`.
 
-`python -m bench load --gb 4` has options of its own and runs alone.
+`load`, `serving`, `speculation`, `soak` and `harness` have options of their own and run alone: `python -m bench load
+--gb 4`.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
+import tempfile
 from importlib import metadata
+from pathlib import Path
 
 from bench.measure import HEAD, save
+from fathom.model import weights
 
 NAMES = ("train", "decode", "compiled", "grpo")  # what is run where nothing is named
 
@@ -19,9 +24,13 @@ def main() -> None:
         from bench import load
         load.main(sys.argv[2:])
         return
+    if sys.argv[1:2] in (["serving"], ["speculation"], ["soak"], ["harness"]):
+        importlib.import_module(f"bench.{sys.argv[1]}").main(sys.argv[2:])
+        return
     asked = sys.argv[1:] or list(NAMES)
-    if unknown := [name for name in asked if name not in (*NAMES, "sandbox", "judges", "profile")]:
-        sys.exit(f"{unknown[0]}: no such bench; there are {', '.join(NAMES)}, sandbox, judges, profile and load")
+    if unknown := [name for name in asked if name not in (*NAMES, "real", "sandbox", "judges", "profile")]:
+        sys.exit(f"{unknown[0]}: no such bench; there are {', '.join(NAMES)}, real, sandbox, judges, profile, load, "
+                 "serving, speculation, soak and harness")
     if "profile" in asked:
         from bench.profile import shares
         print(shares())
@@ -51,6 +60,12 @@ def main() -> None:
         elif name in ("decode", "compiled"):
             from bench.decode import measure as decode
             pairs = decode(compiled=name == "compiled")
+        elif name == "real":
+            from bench.decode import real
+            with tempfile.TemporaryDirectory() as folder:
+                directory = Path(folder) / "SmolLM2-135M"
+                weights.convert(Path("smollm2"), directory, "bfloat16")
+                pairs = real(directory)
         else:
             from bench.grpo import measure as grpo
             pairs = grpo()
