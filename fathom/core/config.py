@@ -62,6 +62,13 @@ def describe(cls: type[Settings]) -> list[tuple[str, str, str, str]]:
     return explain.describe(cls)
 
 
+def table(cls: type[Settings]) -> str:
+    """Every setting with its default and description, a line each, for `--help`."""
+    rows = [(f"{key}={default}" if default else key, text) for key, _, default, text in describe(cls)]
+    width = min(34, max(len(left) for left, _ in rows))
+    return "\n".join(f"{left:<{width}}  {text}" for left, text in rows)
+
+
 def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The mapping that a YAML file holds; an empty file is an empty mapping.
 

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps")]
 Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16")]
 
 
+class _WithSettings(TyperCommand):
+    """A command whose help ends with the settings that it takes as name=value."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from fathom.core.chat import Sampling
+        from fathom.core.config import table
+        from fathom.engine.settings import EngineSettings
+
+        kind = EngineSettings if self.name == "serve" else Sampling
+        self.help = f"{self.callback.__doc__}\n\n\b\nSettings, as name=value:\n{table(kind)}"
+        super().format_help(ctx, formatter)
+
+
 def add(app: typer.Typer) -> None:
     """Adds both commands."""
-    app.command("serve", context_settings=EXTRA)(serve)
-    app.command("chat", context_settings=EXTRA)(chat)
+    for verb in (serve, chat):
+        about = (verb.__doc__ or "").partition("\n")[0]
+        app.command(verb.__name__, cls=_WithSettings, context_settings=EXTRA, short_help=about)(verb)
 
 
 def serve(
@@ -30,10 +45,7 @@ def serve(
     waiting: Annotated[int, typer.Option(help="completions that may wait; more get 429", min=1)] = 1024,
     device: Device = "auto", dtype: Dtype = "auto",
 ) -> None:
-    """Serve a model over HTTP: OpenAI's interface at /v1, a chat page at /. Engine settings follow as cache_gb=2.
-
-    `fathom serve --help` lists the options; the engine's settings are those of docs/serve.md, as name=value.
-    """
+    """Serve a model over HTTP: OpenAI's interface at /v1, a chat page at /. Engine settings follow as cache_gb=2."""
     from fathom.core.config import build, parse_overrides
     from fathom.engine.server import serve as served
     from fathom.engine.settings import EngineSettings

@@ -98,6 +98,9 @@ class Engine:
         self.decoded = 0  # completion tokens sampled, ever
         self._groups = 0
         self._reserve(2)
+        if self.settings.cache_gb is not None and self.settings.cache_gb > self._memory():
+            raise UsageError(f"engine.cache_gb={self.settings.cache_gb:g}: there are {self._memory():.1f} GB; ask for "
+                             "less")
 
     def state(self) -> dict[str, int]:
         """What was computed so far, for a checkpoint."""
@@ -124,6 +127,10 @@ class Engine:
         stands in the list several times, on which occurrence it is; not on the order of the prompts, and not on what
         was completed before: the cache begins empty.
         """
+        if n < 1:
+            raise UsageError(f"n={n}: at least one completion per prompt; set n ≥ 1")
+        if not prompts:
+            return []
         if self.busy:
             raise UsageError("the engine is at work on requests that were submitted one by one; let them finish")
         requests: list[Request] = []
@@ -484,19 +491,23 @@ class Engine:
         per_block = self.pages.bytes / self.blocks.count
         limit = self.settings.cache_gb
         if limit is None:
-            if self.device.type == "cuda":
-                limit = MEMORY_SHARE * (torch.cuda.mem_get_info(self.device)[0] + self.pages.bytes) / 1e9
-            else:
-                limit = MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+            limit = MEMORY_SHARE * self._memory()
         return max(int(limit * 1e9 / per_block) - 1, 1)
+
+    def _memory(self) -> float:
+        """What there is for a cache, in 10⁹ bytes: all of the machine's, or what a GPU has free."""
+        if self.device.type == "cuda":
+            return (torch.cuda.mem_get_info(self.device)[0] + self.pages.bytes) / 1e9
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
 
     def _reserve(self, count: int) -> None:
         """A cache of `count` blocks, NOWHERE among them; nothing may run."""
         settings = self.settings
         layers = self.model.config.num_hidden_layers + (self.drafter is not None)
         dtype = self.model.embed_tokens.weight.dtype
+        blocks = Blocks(count, settings.block)
         self.pages = Pages(self.model.config, count, settings.block, dtype, self.device, layers)
-        self.blocks = Blocks(count, settings.block)
+        self.blocks = blocks
         self.scheduler = Scheduler(self.blocks, settings.batch, settings.prefill_tokens)
 
     def _forget(self) -> None:

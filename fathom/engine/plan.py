@@ -43,6 +43,8 @@ from fathom.model.moe import MoE, SwiGLU
 from fathom.model.transformer import Block, MultiTokenPrediction, Transformer
 
 PACKED_FOR = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+PACKED_SIZE, PACKED_MEMORY = 64e6, 256e6  # bytes of a model whose weights are packed, and of all its packed copies
+ANY, TURNED = 0, -1  # in place of a number of rows
 FEW_ROWS = 4  # up to which weights of 8 bits are multiplied as they are
 DENSE_WORK = 1e6  # rows × width × expert width × the share of experts not chosen, up to which dense is faster
 MEMORY_SHARE = 0.25  # of the machine's memory, the most that a model may take whose weights are copied
@@ -65,14 +67,14 @@ Part = Callable[[Tensor, Step], Tensor]  # a normalised input [B, D] ↦ a contr
 
 
 class Product:
-    """x [B, I] ↦ x Wᵀ + b [B, O], W [O, I] packed for exactly `rows` rows; for rows=None transposed, for any."""
+    """x [B, I] ↦ x Wᵀ + b [B, O], W [O, I] packed for exactly `rows` rows; for ANY as it is, for TURNED transposed."""
 
     def __init__(
-        self, weight_OI: Tensor, rows: int | None, place: Tensor | None = None, bias_O: Tensor | None = None
+        self, weight_OI: Tensor, rows: int, place: Tensor | None = None, bias_O: Tensor | None = None
     ):
         self.weight, self.rows, self.bias = weight_OI, rows, bias_O
         self.packed = self.turned = None
-        if rows is None:
+        if rows == TURNED:
             # a compiled graph reads from where it read before
             self.turned = (torch.empty_like(weight_OI.mT.contiguous()) if place is None else place).copy_(weight_OI.mT)
         elif rows > 1 and weight_OI.dtype == torch.float32 and _packs():
@@ -97,14 +99,14 @@ class RoundedProduct:
     rounded weights in BF16, which is faster for them.
     """
 
-    def __init__(self, weight_OI: Tensor, rows: int, bias_O: Tensor | None):
+    def __init__(self, weight_OI: Tensor, few: bool, bias_O: Tensor | None):
         exact = weight_OI.float()
         scale_O = exact.abs().amax(1).clamp_(min=1e-30) / 127
         steps_OI = (exact / scale_O[:, None]).round_()
         self.scale, self.bias = scale_O.to(weight_OI.dtype), bias_O
         self.steps = self.weight = None
         # torch 2.13's product reads 16 at a time, and past the end of rows of another width: a wrong result, or a crash
-        if rows <= FEW_ROWS and weight_OI.shape[1] % 16 == 0:
+        if few and weight_OI.shape[1] % 16 == 0:
             self.steps = steps_OI.to(torch.int8)
         else:
             self.weight = steps_OI.to(weight_OI.dtype) * self.scale[:, None]
@@ -118,7 +120,7 @@ class RoundedProduct:
 
 
 def _packs() -> bool:
-    return torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    return bool(torch.backends.mkl.is_available())  # type: ignore[no-untyped-call]
 
 
 class Plan:
@@ -144,6 +146,7 @@ class Plan:
             raise UsageError("engine.compile=true: what is compiled depends on the batch; leave it out, or "
                              "engine.deterministic")
         self.size = sum(p.numel() * p.element_size() for p in model.parameters())
+        self.packs = self.size <= PACKED_SIZE and weight.dtype == torch.float32 and _packs()
         self._memory = MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         self.copies = on_cpu and weight.dtype in (torch.float32, torch.bfloat16) and self.size <= self._memory
         if fixed and not self.copies:
@@ -175,7 +178,7 @@ class Plan:
         numbers."""
         if self.fixed:
             return self.fixed
-        if not self.copies or self.compiled:
+        if not (self.copies and self.packs) or self.compiled:
             return count
         return next((size for size in PACKED_FOR if size >= count), count)
 
@@ -223,7 +226,12 @@ class Plan:
         return hidden_BD, laid.head(hidden_BD)
 
     def _laid_for(self, rows: int) -> _Laid:
-        rows = 0 if self.compiled else rows
+        if self.compiled:
+            rows = TURNED
+        elif self.rounded:
+            rows = FEW_ROWS if rows <= FEW_ROWS else ANY
+        elif not self.packs:
+            rows = ANY
         if not self._fresh or rows not in self._laid:
             self._lay_out(rows)
         self._laid.move_to_end(rows)
@@ -232,7 +240,7 @@ class Plan:
     def _lay_out(self, rows: int) -> None:
         if not self._fresh and not self.compiled:
             self._laid.clear()
-        while self._laid and not self.compiled and self.size * (len(self._laid) + 1) > self._memory:
+        while self._laid and not self.compiled and self.size * len(self._laid) > PACKED_MEMORY:
             self._laid.popitem(last=False)
         self._fresh, self._rows = True, rows
         parts = [self._block(number, block) for number, block in enumerate(self.model.layers)]
@@ -261,8 +269,8 @@ class Plan:
         """One product for weights that are multiplied by the same rows."""
         weight = torch.cat(weights) if len(weights) > 1 else weights[0].detach().contiguous()
         if self.rounded:
-            return RoundedProduct(weight, self._rows, bias)
-        product = Product(weight, self._rows or None, self._places.get(name), bias)
+            return RoundedProduct(weight, self._rows == FEW_ROWS, bias)
+        product = Product(weight, self._rows, self._places.get(name), bias)
         if product.turned is not None:
             self._keep(name, product.turned)
         return product
@@ -368,7 +376,8 @@ class Plan:
         experts = moe.experts
         gate_up_EOD, down_EDI = experts.effective("gate_up_proj"), experts.effective("down_proj")
         count, width, inner = down_EDI.shape
-        if not self.fixed and self._rows * width * inner * (1 - moe.gate.chosen / count) > DENSE_WORK:
+        most = math.inf if self.fixed else DENSE_WORK / (width * inner * (1 - moe.gate.chosen / count))  # rows
+        if self._rows > most:
             return lambda x_BD, _: moe(x_BD)[0]
         gates, ups = gate_up_EOD.chunk(2, dim=1)
         downs = [down_EDI.transpose(0, 1).flatten(1)]
@@ -383,6 +392,9 @@ class Plan:
         down = self._product(f"{layer}.down_proj", torch.cat(downs, dim=1))
 
         def part(x_BD: Tensor, _: Step) -> Tensor:
+            if len(x_BD) > most:
+                routed: Tensor = moe(x_BD)[0]
+                return routed
             gate, up, *rest = torch.split(into(x_BD), [every, every, *([count] if exact else [])], dim=-1)
             score_BE, expert_BK, weight_BK = moe.gate.choose(*rest) if exact else moe.gate(x_BD)
             weight_BE1 = torch.zeros_like(score_BE).scatter_(1, expert_BK, weight_BK)[..., None].to(up.dtype)

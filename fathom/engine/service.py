@@ -335,7 +335,13 @@ def start(model: Path, settings: EngineSettings, device: str, dtype: str, waitin
     """A service of the model in a directory or file; UsageError where it cannot be had."""
     where, kind = place(device, dtype, cost(weights.read_config(model)).parameters)
     loaded, tokenizer = weights.load(model, kind, where)
-    return Service(Engine(loaded, tokenizer, settings), waiting=waiting)
+    engine = Engine(loaded, tokenizer, settings)
+    log.info("%s on %s; a prompt with its completion has at most %d tokens", str(kind).removeprefix("torch."), where,
+             engine.longest)
+    if engine.longest < loaded.config.max_position_embeddings:
+        log.warning("the model was made for %d tokens, the cache holds %d: cache_gb sets the limit",
+                    loaded.config.max_position_embeddings, engine.longest)
+    return Service(engine, waiting=waiting)
 
 
 def _deliver(news: Sequence[tuple[Stream, list[Piece] | FathomError]]) -> None:

@@ -23,14 +23,11 @@ class _SystemCommand(TyperCommand):
     """The command of a system, whose settings class is loaded and explained when its own --help is asked for."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        from fathom.core.config import describe
+        from fathom.core.config import table
 
         cls = settings_class(str(self.name))
-        rows = [(f"{key}={default}" if default else key, text) for key, _, default, text in describe(cls)]
-        width = min(34, max(len(left) for left, _ in rows))
-        table = "\n".join(f"{left:<{width}}  {text}" for left, text in rows)
         doc = "\n\n".join(" ".join(part.split()) for part in (cls.__doc__ or "").split("\n\n"))
-        self.help = f"{doc}\n\n\b\nSettings, as key=value or in a YAML file:\n{table}"
+        self.help = f"{doc}\n\n\b\nSettings, as key=value or in a YAML file:\n{table(cls)}"
         super().format_help(ctx, formatter)
 
 

@@ -246,6 +246,17 @@ def test_what_does_not_fit_is_refused() -> None:
     assert len(made().complete([[1] * 252], Sampling(max_tokens=4, temperature=0))[0][0].tokens) <= 4
 
 
+def test_nothing_asked_is_nothing_answered_and_breaks_nothing() -> None:
+    engine = made()
+    expected = tokens(engine.complete(PROMPTS, Sampling(max_tokens=3)))
+    assert engine.complete([], Sampling()) == []
+    with pytest.raises(FathomError, match=r"n=0: at least one"):
+        engine.complete(PROMPTS, Sampling(), n=0)
+    with pytest.raises(FathomError, match=r"cache_gb=1e\+06: there are"):
+        made(cache_gb=1e6)
+    assert tokens(engine.complete(PROMPTS, Sampling(max_tokens=3))) == expected
+
+
 def test_progress_counts_completions() -> None:
     seen: list[tuple[int, int]] = []
     made(batch=4).complete(PROMPTS, Sampling(max_tokens=2), n=2, progress=lambda *counts: seen.append(counts))

@@ -121,6 +121,18 @@ def test_bf16_is_laid_out_anew_too(name: str) -> None:
 
 
 @pytest.mark.equivalence
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_larger_model_is_laid_out_once_for_all_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fathom.engine.plan.PACKED_SIZE", 0)
+    model = sharp(CONFIGS[name], dtype=torch.float32)
+    plan = Plan(model)
+    for slots in (1, 2, 7):
+        expected = decoded(model, CONFIGS[name], slots, None)
+        assert_within(decoded(model, CONFIGS[name], slots, plan), expected, 1e-5 * float(expected.std().clamp(min=1)))
+    assert len(plan._laid) == 1 and plan.rows(7) == 7
+
+
+@pytest.mark.equivalence
 @pytest.mark.parametrize("slots", [2, 7])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_eight_bits_are_as_near_as_rounding_lets_them(name: str, slots: int) -> None:
@@ -140,7 +152,7 @@ def test_eight_bits_are_those_that_were_asked_for(width: int) -> None:
     rounded = (weight.float() / scale[:, None]).round() * scale[:, None]
     expected = x.float() @ rounded.T
     for rows in (3, 8):
-        product = RoundedProduct(weight, rows, None)
+        product = RoundedProduct(weight, rows == 3, None)
         assert (product.steps is not None) == (rows == 3 and width % 16 == 0)
         assert_within(product(x).float(), expected, 2**-6 * float(expected.abs().max()))
 
