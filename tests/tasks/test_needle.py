@@ -9,7 +9,7 @@ import pytest
 from fathom.core.errors import UsageError
 from fathom.judge.verdict import Outcome
 from fathom.tasks.examples import load_source
-from fathom.tasks.needle import NeedleTask, document, fact, haystack, judge_code, pieces
+from fathom.tasks.needle import NeedleTask, document, fact, haystack, judge_code, pieces, repeated
 from fathom.tasks.task import load_task
 
 TASK = "fathom.tasks.needle:NeedleTask"
@@ -60,6 +60,20 @@ def test_a_document_says_the_same_of_everybody_all_along() -> None:
     assert not FACT.search(document(400, "a", facts=0.0))
 
 
+def test_a_repeated_passage_can_be_known_from_its_first_time() -> None:
+    sizes = set()
+    for seed in map(str, range(200)):
+        text = repeated(300, seed)
+        assert 296 < pieces(text) <= 300
+        words = text.split()
+        period = next(n for n in range(1, len(words)) if words[n:] == words[:-n])
+        assert len(words) >= 2 * period
+        sizes.add(period)
+    assert sizes == set(range(4, 33)), "every length of a passage, and no other"
+    assert len({repeated(300, seed) for seed in map(str, range(200))}) == 200
+    assert repeated(300, "a") == repeated(300, "a")
+
+
 @pytest.mark.parametrize(("text", "outcome"), [
     (" 4711.", Outcome.RIGHT), ("The code is 4711", Outcome.RIGHT), ("**4711**, I think, not 1234", Outcome.RIGHT),
     ("4712", Outcome.WRONG), ("47115", Outcome.WRONG), ("471", Outcome.WRONG), ("1234, no, 4711", Outcome.WRONG),
@@ -92,14 +106,17 @@ def test_documents_to_learn_from_come_as_texts() -> None:
     texts = [source.example(record) for record in source.records()]
     assert len(set(texts)) == 5
     assert all(isinstance(text, str) and FACT.search(text) for text in texts)
+    source = load_source({"task": TASK, "length": 200, "learn": "repeated", "use": "solution", "count": 5}, 3)
+    texts = [source.example(record) for record in source.records()]
+    assert texts == [repeated(200, f"train 3 {n}") for n in range(5)]
 
 
 @pytest.mark.parametrize(("options", "said"), [
     ({"length": 3}, "length=3: must be a whole number from 16"), ({"length": True}, "length=True"),
     ({"depths": [2]}, "depths=2: must be a number from 0 to 1"), ({"depths": 0.5}, "depths=0.5: shares of the text"),
     ({"others": 99}, "others=99"), ({"digits": 1, "others": 12}, "digits=1: 13 different codes do not exist"),
-    ({"learn": "all"}, "learn='all': use answer or document"), ({"facts": 1.5}, "facts=1.5"), ({"names": 0}, "names=0"),
-    ({"length": 30}, "length=30: 4 facts and the question take"),
+    ({"learn": "all"}, "learn='all': use answer, document or repeated"), ({"facts": 1.5}, "facts=1.5"),
+    ({"names": 0}, "names=0"), ({"length": 30}, "length=30: 4 facts and the question take"),
 ])
 def test_wrong_options_are_refused_by_name(options: dict, said: str) -> None:
     with pytest.raises(UsageError, match=re.escape(said)):

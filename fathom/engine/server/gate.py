@@ -18,7 +18,7 @@ from fathom.engine.server.backend import Service
 from fathom.engine.server.delivery import Job
 from fathom.engine.server.errors import ApiError
 from fathom.engine.server.metrics import Metrics
-from fathom.engine.server.settings import ServerSettings
+from fathom.engine.server.settings import LARGEST_SCHEMA, MOST_PROMPTS, ServerSettings
 from fathom.engine.server.writer import Writer
 
 log = logging.getLogger("fathom.serve")
@@ -30,6 +30,7 @@ ALIVE = frozenset(("/", "/health", "/metrics"))  # answered while draining
 TRACE = "fathom.trace"
 GONE = 499  # the status in logs and metrics of an answer that nobody was there to read
 RETRY_DRAINING = 5.0
+OTHER_VALUES = 2 * LARGEST_SCHEMA  # commas that a request may have beside those between token ids
 
 
 class State:
@@ -113,6 +114,7 @@ class Gate:
             try:
                 self._admit(scope)
                 body = await self._body(scope, receive)
+                self._check_values(trace.route, body)
                 await self.app(scope, _replayed(body, receive), told)
             except ApiError as error:
                 trace.told = error.message
@@ -219,6 +221,14 @@ class Gate:
             raise ApiError(400, f"Content-Type {said!r}: must be application/json; send JSON and say so",
                            code="invalid_content_type")
         return b"".join(parts)
+
+    def _check_values(self, route: str, body: bytes) -> None:
+        """Raises ApiError for more token ids than any prompts may have. Reading millions of numbers as JSON holds
+        everybody up for half a second; counting commas does not."""
+        most = MOST_PROMPTS * self.state.service.max_length + OTHER_VALUES
+        if len(body) > most and route.startswith("/v1/") and (count := body.count(b",")) > most:
+            raise ApiError(400, f"body: {count} commas, so about as many token ids; {MOST_PROMPTS} prompts of at most "
+                           f"{self.state.service.max_length} are read; split it", "prompt", "context_length_exceeded")
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"body: larger than {self.state.settings.body_bytes} bytes, the most that is read; "

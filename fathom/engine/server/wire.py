@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-from asyncio import Transport
+from asyncio import TimerHandle, Transport
 from collections.abc import Generator
 from typing import Any
 
@@ -17,11 +17,14 @@ from fathom.engine.server.errors import ApiError
 
 # A peer that is no more is noticed after IDLE + PROBES × PAUSE seconds, or after UNREAD_MS with bytes under way.
 IDLE, PAUSE, PROBES, UNREAD_MS = 15, 5, 3, 30_000
+HEAD_SECONDS = 30  # from a connection's beginning, or a further request's, until the request's head must be there
 FLUSH_SECONDS = 5  # for the last bytes of answers to reach slow readers at the end
 
 
 class Protocol(H11Protocol):
     """HTTP/1.1 on one connection. The application finds `abort` in a request's state, which drops the connection."""
+
+    _head_timer: TimerHandle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         """A client has connected."""
@@ -34,6 +37,34 @@ class Protocol(H11Protocol):
                                 ("TCP_USER_TIMEOUT", UNREAD_MS)):
                 if hasattr(socket, name):  # macOS has some of them
                     raw.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._end_without_head)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came. A peer that stops in the middle of a head holds its connection for a while only."""
+        super().data_received(data)
+        if self._serving:
+            self._stop_head_timer()
+        elif self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, self._end_without_head)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is no more."""
+        self._stop_head_timer()
+        super().connection_lost(exc)
+
+    @property
+    def _serving(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _end_without_head(self) -> None:
+        self._head_timer = None
+        if not self._serving:
+            self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
         """Says in the form of every other error that what came is not HTTP."""

@@ -19,6 +19,8 @@ import httpx
 import pytest
 from fake import FakeService, running, tokenizer, wait_for
 
+from fathom.engine.server import wire
+
 MESSAGES = [{"role": "user", "content": "hi"}]
 CHAT = "/v1/chat/completions"
 LONG = {"messages": MESSAGES, "ignore_eos": True, "max_tokens": 400}
@@ -300,3 +302,30 @@ def test_the_port_is_taken() -> None:
     with listen("127.0.0.1", 0) as first, pytest.raises(UsageError, match="another program may have the port"):
         listen("127.0.0.1", first.getsockname()[1])
     assert tokenizer()  # what the fakes share
+
+
+def test_a_peer_that_never_says_what_it_wants_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "HEAD_SECONDS", 0.3)
+    with running(FakeService(delay=0.05)) as server:
+        with socket.create_connection(server.address) as silent, socket.create_connection(server.address) as half:
+            half.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n")
+            assert everything(silent) == everything(half) == b""
+        with sent(server.address, asked(stream=True)) as client:  # an answer may take longer than that
+            data = b""
+            while b"0\r\n\r\n" not in data:
+                data += client.recv(4096)
+            assert b"[DONE]" in data
+            client.sendall(b"GET /health HTT")  # half of a second request
+            assert everything(client) == b""
+        wait_for(lambda: not server.server.server_state.connections)
+
+
+def test_more_token_ids_than_any_prompts_have_are_not_read() -> None:
+    many = b'{"prompt":[' + b"7," * 1_000_000 + b"7]}"
+    with running(FakeService(max_length=512)) as server:
+        answer = httpx.post(server.url + "/v1/completions", content=many, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 400 and answer.json()["error"]["code"] == "context_length_exceeded"
+        assert "1000000 commas" in answer.json()["error"]["message"]
+        text = json.dumps({"prompt": [[7] * 511] * 256, "max_tokens": 1, "n": 1}).encode()  # the most that fits
+        fine = httpx.post(server.url + "/v1/completions", content=text, headers={"Content-Type": "application/json"})
+        assert fine.status_code == 200, fine.text
