@@ -1,10 +1,10 @@
 """Mixed load: requests of all lengths arrive by chance, half as many again as the engine can serve.
 
 `python -m bench serving [--requests 300] [--rounds 5]`, on the model of all benches. The steady state: the batch is
-always full, every prompt and every completion has 260 tokens, a finished one is replaced at once. The mixed load: prompts and
-completions of 8 to 512 tokens (260 on average) arrive with exponential gaps at 1.5 × the steady state's rate, until all
-are served. Both count completion tokens while the batch is full, and both compute their prompts on the way. How fast a
-full batch decodes when no prompt has to be computed is told beside.
+always full, every prompt and every completion has 260 tokens, a finished one is replaced at once. The mixed load:
+prompts and completions of 8 to 512 tokens (260 on average) arrive with exponential gaps at 1.5 × the steady state's
+rate, until all are served. Both count completion tokens while the batch is full, and both compute their prompts on the
+way. How fast a full batch decodes when no prompt has to be computed is told beside.
 """
 
 from __future__ import annotations

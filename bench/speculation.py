@@ -2,7 +2,8 @@
 
 `python -m bench speculation [--minutes 4] [--rounds 5]`: a model of the benches' shape with one module for multi-token
 prediction reads texts made from seeds (fathom.tasks.needle) for a few minutes; then the same completions are made with
-guesses and without, in turns, greedy and drawn, and the first tokens of 100,000 drawn completions are counted both ways.
+guesses and without, in turns, greedy and drawn, and the first tokens of 100,000 drawn completions are counted both
+ways.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ def trained(root: Path, minutes: float) -> Path:
     tokens = int(minutes * 60 * 2500)
     start("tokenizer", {"data": [{**TEXTS, "count": 500}], "vocab_size": 560}, root / "words", 0, "bench")
     start("pretrain", {
-        "model": MODEL, "tokenizer": str(root / "words" / "model"), "data": [{**TEXTS, "count": 4000}], "tokens": tokens,
-        "tokens_per_step": 4096, "sequence_length": 256, "optim": {"lr": 2e-3, "warmup": 20, "decay": 0.3},
+        "model": MODEL, "tokenizer": str(root / "words" / "model"), "data": [{**TEXTS, "count": 4000}],
+        "tokens": tokens, "tokens_per_step": 4096, "sequence_length": 256,
+        "optim": {"lr": 2e-3, "warmup": 20, "decay": 0.3},
         "held_out_every": 0, "log_every": 20}, root / "base", 0, "bench")
     return root / "base" / "model"
 

@@ -27,10 +27,14 @@ _ADJECTIVES = ("old", "quiet", "young", "tired", "clever", "slow", "happy", "pal
 _NOUNS = ("miller", "farmer", "sailor", "teacher", "baker", "hunter", "singer", "doctor")
 _VERBS = ("walks", "returns", "looks", "comes", "travels", "drives", "turns", "hurries")
 _PLACES = ("river", "village", "market", "forest", "harbour", "bridge", "garden", "mountain")
+_WORDS = (*NAMES, *_ADJECTIVES, *_NOUNS, *_VERBS, *_PLACES, "The", "code", "of", "is", "to", "the")
 _PIECES = re.compile(r"\d|\s(?=\d)|[^\W\d_]+|[^\w\s]|_")
 _NUMBER = re.compile(r"\d+")
 _LONGEST = 1_000_000
 AGAIN = 0.15  # chance that a text to learn from says the latest code once more
+FACT = "The code of {name} is {code}."
+PASSAGE = (4, 32)  # words of a passage that `repeated` says over and over
+DIGITS = 0.1  # chance that one of them is a digit: most are words, which seldom stand in a passage twice
 
 
 def pieces(text: str) -> int:
@@ -48,11 +52,12 @@ class Haystack:
     text: str
     name: str
     code: str
+    sentence: str = FACT
 
     @property
     def cue(self) -> str:
         """The fact's sentence up to where its code begins."""
-        return f" {_opening(self.name)}"
+        return f" {_opening(self.name, self.sentence)}"
 
     @property
     def question(self) -> str:
@@ -61,7 +66,7 @@ class Haystack:
 
 
 def haystack(
-    length: int, depth: float, seed: str, *, others: int = 3, digits: int = 4,
+    length: int, depth: float, seed: str, *, others: int = 3, digits: int = 4, sentence: str = FACT,
     measure: Callable[[str], int] = pieces,
 ) -> Haystack:
     """Filler in which one fact stands at `depth` (0: first sentence, 1: last) and `others` about other names at random.
@@ -72,8 +77,8 @@ def haystack(
     rng = random.Random(seed)
     names = rng.sample(NAMES, others + 1)
     codes = rng.sample(range(10**digits), others + 1)  # no two alike: an answer names one fact
-    facts = [fact(name, f"{code:0{digits}}") for name, code in zip(names, codes, strict=True)]
-    made = Haystack("", names[0], f"{codes[0]:0{digits}}")
+    facts = [fact(name, f"{code:0{digits}}", sentence) for name, code in zip(names, codes, strict=True)]
+    made = Haystack("", names[0], f"{codes[0]:0{digits}}", sentence)
     room = length - measure(made.cue)
     filler: list[str] = []
     size = measure(" ".join(facts))
@@ -81,21 +86,23 @@ def haystack(
         raise UsageError(f"length={length}: {others + 1} facts and the question take {size + length - room}; ask for "
                          "longer texts, or fewer others")
     while True:  # in strides first: measuring the whole text after every sentence would take squared time
-        sentence = _filler(rng)
-        size += measure(f" {sentence}")
+        one = _filler(rng)
+        size += measure(f" {one}")
         if size > room:
             break
-        filler.append(sentence)
+        filler.append(one)
     sentences = list(filler)
     for other in facts[1:]:
         sentences.insert(rng.randint(0, len(sentences)), other)
     sentences.insert(round(depth * len(sentences)), facts[0])
     while measure(" ".join(sentences) + made.cue) > length and filler:  # sentences joined may measure more than alone
         sentences.remove(filler.pop())
-    return Haystack(" ".join(sentences), made.name, made.code)
+    return Haystack(" ".join(sentences), made.name, made.code, sentence)
 
 
-def document(length: int, seed: str, *, facts: float = 0.5, names: int = 6, digits: int = 4) -> str:
+def document(
+    length: int, seed: str, *, facts: float = 0.5, names: int = 6, digits: int = 4, sentence: str = FACT
+) -> str:
     """A text of at most `length` pieces to learn from: filler, and in a share `facts` of its sentences the codes of up
     to `names` people, each said over and over: all but its first mention can be known from what stands before.
     """
@@ -114,22 +121,49 @@ def document(length: int, seed: str, *, facts: float = 0.5, names: int = 6, digi
                     if turn[-1] == last:
                         turn.reverse()
                 last = turn.pop()
-            sentence = fact(last, known[last])
+            said = fact(last, known[last], sentence)
         else:
-            sentence = _filler(rng)
-        size += pieces(sentence)
+            said = _filler(rng)
+        size += pieces(said)
         if size > length and sentences:
             return " ".join(sentences)
-        sentences.append(sentence)
+        sentences.append(said)
 
 
-def fact(name: str, code: str) -> str:
+def repeated(length: int, seed: str) -> str:
+    """A text of at most `length` pieces in which one passage of random words and a few digits is said over and over.
+
+    What stood after the same words before is the only way to know a word, and it is right at nearly all of them. A
+    model that reads such texts among `document`s learns to look back first here, and then for codes by their names.
+    """
+    rng = random.Random(seed)
+    passage = [
+        str(rng.randrange(10)) if rng.random() < DIGITS else rng.choice(_WORDS) for _ in range(rng.randint(*PASSAGE))]
+    words: list[str] = []
+    size = 0
+    while True:
+        word = passage[len(words) % len(passage)]
+        size += pieces(f" {word}" if words else word)
+        if size > length and words:
+            return " ".join(words)
+        words.append(word)
+
+
+def fact(name: str, code: str, sentence: str = FACT) -> str:
     """The sentence that states a code."""
-    return f"{_opening(name)} {code}."
+    return sentence.replace("{name}", name).replace("{code}", code)
 
 
-def _opening(name: str) -> str:
-    return f"The code of {name} is"
+def _opening(name: str, sentence: str) -> str:
+    return sentence.partition("{code}")[0].replace("{name}", name).rstrip()
+
+
+def check_sentence(sentence: Any) -> None:
+    """UsageError where a sentence does not state a code: it has {name} and later {code}, once each, and a start."""
+    parts = re.split(r"(\{name\}|\{code\})", sentence) if isinstance(sentence, str) else []
+    if parts[1::2] != ["{name}", "{code}"] or not parts[0].strip():
+        raise UsageError(f"sentence={sentence!r:.80}: must have a word, then {{name}}, then {{code}}, once each; write "
+                         f"it like {FACT!r}")
 
 
 def _filler(rng: random.Random) -> str:
@@ -152,13 +186,15 @@ class NeedleTask:
 
     length: longest text, in pieces (words, digits, signs). depths: where the fact stands, in turn; null draws it anew.
     others: facts about other names beside it. digits: of a code.
-    learn: what a training problem's solution is: `answer`, or with `document` a text to pre-train on (the data option
-        `use: solution` takes it alone), whose sentences are facts to the share `facts`, about up to `names` people.
+    sentence: how a code is stated: a word, then {name}, then {code}.
+    learn: what a training problem's solution is: `answer`, or a text to pre-train on (the data option `use: solution`
+        takes it alone): with `document` its sentences are facts to the share `facts`, about up to `names` people, with
+        `repeated` a passage of random words is said over and over.
     """
 
     def __init__(
         self, *, length: int = 256, depths: Sequence[float] | None = None, others: int = 3, digits: int = 4,
-        learn: str = "answer", facts: float = 0.5, names: int = 6,
+        learn: str = "answer", facts: float = 0.5, names: int = 6, sentence: str = FACT,
     ) -> None:
         self.name = "needle"
         _whole("length", length, 16, _LONGEST)
@@ -167,17 +203,18 @@ class NeedleTask:
         _whole("names", names, 1, len(NAMES))
         if 10**digits <= others:
             raise UsageError(f"digits={digits}: {others + 1} different codes do not exist; allow more digits")
-        if learn not in ("answer", "document"):
-            raise UsageError(f"learn={learn!r:.80}: use answer or document")
+        if learn not in ("answer", "document", "repeated"):
+            raise UsageError(f"learn={learn!r:.80}: use answer, document or repeated")
         _share("facts", facts)
+        check_sentence(sentence)
         if depths is not None:
             if not isinstance(depths, list | tuple) or not depths:
                 raise UsageError(f"depths={depths!r:.80}: shares of the text from 0 to 1; write depths: [0, 0.5, 1]")
             for depth in depths:
                 _share("depths", depth)
         self.length, self.depths, self.others, self.digits = length, depths, others, digits
-        self.learn, self.facts, self.names = learn, facts, names
-        haystack(length, 0.0, "fits", others=others, digits=digits)
+        self.learn, self.facts, self.names, self.sentence = learn, facts, names, sentence
+        haystack(length, 0.0, "fits", others=others, digits=digits, sentence=sentence)
 
     def problems(self, split: Split, limit: int | None = None, seed: int = 0) -> Iterator[Problem]:
         """Problems without end, at most `limit`; those of train and test are drawn apart."""
@@ -189,10 +226,14 @@ class NeedleTask:
             depth = random.Random(f"depth {name}").random()
             if self.depths is not None:
                 depth = self.depths[number % len(self.depths)]
-            made = haystack(self.length, depth, name, others=self.others, digits=self.digits)
+            made = haystack(
+                self.length, depth, name, others=self.others, digits=self.digits, sentence=self.sentence)
             text, solution = made.question, made.code
             if self.learn == "document" and split == "train":
-                solution = document(self.length, name, facts=self.facts, names=self.names, digits=self.digits)
+                solution = document(self.length, name, facts=self.facts, names=self.names, digits=self.digits,
+                                    sentence=self.sentence)
+            elif self.learn == "repeated" and split == "train":
+                solution = repeated(self.length, name)
             number += 1
             yield Problem(
                 hashlib.sha256(f"{text}\n{solution}".encode()).hexdigest()[:16], (Message("user", text),), made.code,
