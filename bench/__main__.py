@@ -48,7 +48,7 @@ def main() -> None:
         print(f"saved in {path}", flush=True)
         asked.remove("judges")
     versions = {}
-    for package in ("transformers", "trl") if asked else ():
+    for package in (*(["transformers"] if asked else []), *(["trl"] if "grpo" in asked else [])):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from claims import grpo_lifts_accuracy
+from claims import grpo_lifts_accuracy, yarn_extends_context
 
-CLAIMS = (grpo_lifts_accuracy,)
+CLAIMS = (grpo_lifts_accuracy, yarn_extends_context)
 
 
 def main() -> None:

@@ -8,10 +8,11 @@ are multiplied, `Sampler` what is drawn. `Engine.step` is the loop's body: it ca
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -151,21 +152,38 @@ class Engine:
             for request in ordered:
                 request.group = numbers[tuple(request.tokens)]
                 self.scheduler.add(request)
-            finished = 0
-            while self.busy:
-                got = self.step()
-                for request in got:
-                    if request.error is not None:
-                        raise request.error
-                now = sum(request.finish is not None for request in got)
-                finished += now
-                if now and progress:
-                    progress(finished, len(requests))
+            with self._evaluating():
+                self._finish(len(requests), progress)
         except BaseException:
             self.reset()
             raise
         done = [self.completion(r) for r in requests]
         return [done[i * n: (i + 1) * n] for i in range(len(prompts))]
+
+    def _finish(self, count: int, progress: Callable[[int, int], None] | None) -> None:
+        """Steps until nothing is left; raises what a request failed of."""
+        finished = 0
+        while self.busy:
+            got = self.step()
+            for request in got:
+                if request.error is not None:
+                    raise request.error
+            now = sum(request.finish is not None for request in got)
+            finished += now
+            if now and progress:
+                progress(finished, count)
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """The model is left as it was found; asking each of its modules costs as much as a part of a step."""
+        if not self.model.training:
+            yield
+            return
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train()
 
     @property
     def longest(self) -> int:
@@ -211,9 +229,7 @@ class Engine:
         step = self.scheduler.plan()
         if step.copies:
             self.pages.copy([copy.source for copy in step.copies], [copy.target for copy in step.copies])
-        was_training = self.model.training
-        self.model.eval()
-        try:
+        with self._evaluating():
             logits_BV, ends = self._compute(step.chunks)
             turns: list[tuple[Request, tuple[int, ...]]] = []  # who draws, and the guesses that are checked by it
             rows: list[Row] = []
@@ -242,8 +258,6 @@ class Engine:
                     at += len(drafts) + 1
             if self.drafter is not None:
                 self.drafter.guess(self.pages, self.sampler)
-        finally:
-            self.model.train(was_training)
         return [*(request for request, _ in turns), *failed]
 
     def update(self, version: int, tensors: Mapping[str, Tensor] | None = None) -> None:
@@ -290,10 +304,8 @@ class Engine:
             return []
         lengths = [len(prompt) for prompt in prompts]
         tokens_T = torch.tensor([t for prompt in prompts for t in prompt], device=self.device)
-        was_training = self.model.training
-        self.model.eval()
-        hidden_TD = self.model(tokens_T, Layout.packed(lengths, self.device))
-        self.model.train(was_training)
+        with self._evaluating():
+            hidden_TD = self.model(tokens_T, Layout.packed(lengths, self.device))
         logprobs: list[float] = []
         tops: list[tuple[tuple[int, float], ...]] = []
         following_T = tokens_T.roll(-1)

@@ -17,12 +17,15 @@ and positions are taken in pieces of one size. Figures are in docs/log.md.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
+import platform
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +77,8 @@ class Product:
     ):
         self.weight, self.rows, self.bias = weight_OI, rows, bias_O
         self.packed = self.turned = None
+        on_cpu = weight_OI.device.type == "cpu"
+        self.direct = on_cpu and weight_OI.dtype == torch.float32 and _multiplies_by_onednn()
         if rows == TURNED:
             # a compiled graph reads from where it read before
             self.turned = (torch.empty_like(weight_OI.mT.contiguous()) if place is None else place).copy_(weight_OI.mT)
@@ -89,6 +94,9 @@ class Product:
             assert len(x) == self.rows
             y: Tensor = torch.ops.mkl._mkl_linear(x, self.packed, self.weight, self.bias, self.rows)
             return y
+        if self.direct:
+            plain: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+            return plain
         return F.linear(x, self.weight, self.bias)  # one row is a matter of bandwidth, which no order of weights helps
 
 
@@ -119,8 +127,22 @@ class RoundedProduct:
         return y if self.bias is None else y + self.bias
 
 
+@functools.cache
 def _packs() -> bool:
-    return bool(torch.backends.mkl.is_available())  # type: ignore[no-untyped-call]
+    """Whether MKL's packed products are the fastest: on Intel's processors (docs/log.md)."""
+    if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
+        return False
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() == "i386"  # so macOS calls them
+
+
+@functools.cache
+def _multiplies_by_onednn() -> bool:
+    """Whether oneDNN's plain products are: on others of that kind, for any number of rows."""
+    known = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return bool(known and not _packs() and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
 
 
 class Plan:
@@ -379,6 +401,11 @@ class Plan:
         most = math.inf if self.fixed else DENSE_WORK / (width * inner * (1 - moe.gate.chosen / count))  # rows
         if self._rows > most:
             return lambda x_BD, _: moe(x_BD)[0]
+        alone = None
+        if self._rows in (1, ANY) and not (self.fixed or self.rounded):
+            alone = self._chosen_experts(layer, moe)
+        if self._rows == 1 and alone is not None:
+            return alone
         gates, ups = gate_up_EOD.chunk(2, dim=1)
         downs = [down_EDI.transpose(0, 1).flatten(1)]
         first, second = [gates.flatten(0, 1)], [ups.flatten(0, 1)]
@@ -391,7 +418,9 @@ class Plan:
         into = self._product(f"{layer}.experts", *first, *second, *([moe.gate.weight] if exact else []))
         down = self._product(f"{layer}.down_proj", torch.cat(downs, dim=1))
 
-        def part(x_BD: Tensor, _: Step) -> Tensor:
+        def part(x_BD: Tensor, step: Step) -> Tensor:
+            if alone is not None and len(x_BD) == 1:
+                return alone(x_BD, step)
             if len(x_BD) > most:
                 routed: Tensor = moe(x_BD)[0]
                 return routed
@@ -401,6 +430,24 @@ class Plan:
             inside = F.silu(gate).mul_(up)
             inside[:, : count * inner].view(-1, count, inner).mul_(weight_BE1)  # shared ones weigh one
             return down(inside)
+
+        return part
+
+    def _chosen_experts(self, layer: int, moe: MoE) -> Part:
+        """For one row, a matter of bandwidth: the weights of the experts that it chose are read, and no others."""
+        gate_up_EOD, down_EDI = moe.experts.effective("gate_up_proj"), moe.experts.effective("down_proj")
+        width = down_EDI.shape[1]
+        down_EID = down_EDI.mT.contiguous()
+        shared = None if moe.shared_experts is None else self._dense(layer, moe.shared_experts)
+
+        def part(x_BD: Tensor, step: Step) -> Tensor:
+            _, expert_BK, weight_BK = moe.gate(x_BD)
+            chosen = expert_BK[0]
+            gate_KI, up_KI = F.linear(x_BD, gate_up_EOD.index_select(0, chosen).view(-1, width)).view(
+                len(chosen), -1).chunk(2, dim=-1)
+            inside = F.silu(gate_KI).mul_(up_KI).mul_(weight_BK[0, :, None].to(up_KI.dtype))
+            y_BD = inside.view(1, -1) @ down_EID.index_select(0, chosen).view(-1, width)
+            return y_BD if shared is None else y_BD + shared(x_BD, step)
 
         return part
 

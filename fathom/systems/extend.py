@@ -78,8 +78,6 @@ class Proof(Settings):
         (0.0, 0.25, 0.5, 0.75, 1.0), min_length=1, description="where the needle stands: 0 at the front, 1 at the end")
     samples: int = Field(4, ge=1, description="haystacks in each cell of the grid")
     others: int = Field(3, ge=0, le=40, description="facts about other names beside the needle")
-    sentence: str = Field(
-        "The code of {name} is {code}.", description="how a fact is stated: a word, then {name}, then {code}")
     digits: int = Field(4, ge=2, le=12, description="digits of a code")
     needle_mean: float = Field(0.9, ge=0, le=1, description="least share found at every length; 0 asks for none")
     needle_worst: float = Field(0.5, ge=0, le=1, description="least share found in any cell; 0 asks for none")
@@ -88,9 +86,6 @@ class Proof(Settings):
     def _depths_are_shares(self) -> Proof:
         if wrong := [depth for depth in self.depths if not 0 <= depth <= 1]:
             raise ValueError(f"depths: {wrong[0]}: a share of the text, from 0 to 1; write 0.5 for its middle")
-        from fathom.tasks.needle import check_sentence
-
-        check_sentence(self.sentence)
         return self
 
 
@@ -385,7 +380,7 @@ class _Measure:
         self.asked = [
             (number, depth, haystack(
                 length - self.room - 1, place, f"{run.seed('needle')} {length} {depth} {sample}", others=proof.others,
-                digits=proof.digits, sentence=proof.sentence, measure=lambda text: len(tokenizer.encode(text))))
+                digits=proof.digits, measure=lambda text: len(tokenizer.encode(text))))
             for number, length in enumerate(self.lengths) for depth, place in enumerate(proof.depths)
             for sample in range(proof.samples)
         ]

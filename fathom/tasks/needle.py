@@ -32,7 +32,6 @@ _PIECES = re.compile(r"\d|\s(?=\d)|[^\W\d_]+|[^\w\s]|_")
 _NUMBER = re.compile(r"\d+")
 _LONGEST = 1_000_000
 AGAIN = 0.15  # chance that a text to learn from says the latest code once more
-FACT = "The code of {name} is {code}."
 PASSAGE = (4, 32)  # words of a passage that `repeated` says over and over
 DIGITS = 0.1  # chance that one of them is a digit: most are words, which seldom stand in a passage twice
 
@@ -52,12 +51,11 @@ class Haystack:
     text: str
     name: str
     code: str
-    sentence: str = FACT
 
     @property
     def cue(self) -> str:
         """The fact's sentence up to where its code begins."""
-        return f" {_opening(self.name, self.sentence)}"
+        return f" {_opening(self.name)}"
 
     @property
     def question(self) -> str:
@@ -66,7 +64,7 @@ class Haystack:
 
 
 def haystack(
-    length: int, depth: float, seed: str, *, others: int = 3, digits: int = 4, sentence: str = FACT,
+    length: int, depth: float, seed: str, *, others: int = 3, digits: int = 4,
     measure: Callable[[str], int] = pieces,
 ) -> Haystack:
     """Filler in which one fact stands at `depth` (0: first sentence, 1: last) and `others` about other names at random.
@@ -77,8 +75,8 @@ def haystack(
     rng = random.Random(seed)
     names = rng.sample(NAMES, others + 1)
     codes = rng.sample(range(10**digits), others + 1)  # no two alike: an answer names one fact
-    facts = [fact(name, f"{code:0{digits}}", sentence) for name, code in zip(names, codes, strict=True)]
-    made = Haystack("", names[0], f"{codes[0]:0{digits}}", sentence)
+    facts = [fact(name, f"{code:0{digits}}") for name, code in zip(names, codes, strict=True)]
+    made = Haystack("", names[0], f"{codes[0]:0{digits}}")
     room = length - measure(made.cue)
     filler: list[str] = []
     size = measure(" ".join(facts))
@@ -97,12 +95,10 @@ def haystack(
     sentences.insert(round(depth * len(sentences)), facts[0])
     while measure(" ".join(sentences) + made.cue) > length and filler:  # sentences joined may measure more than alone
         sentences.remove(filler.pop())
-    return Haystack(" ".join(sentences), made.name, made.code, sentence)
+    return Haystack(" ".join(sentences), made.name, made.code)
 
 
-def document(
-    length: int, seed: str, *, facts: float = 0.5, names: int = 6, digits: int = 4, sentence: str = FACT
-) -> str:
+def document(length: int, seed: str, *, facts: float = 0.5, names: int = 6, digits: int = 4) -> str:
     """A text of at most `length` pieces to learn from: filler, and in a share `facts` of its sentences the codes of up
     to `names` people, each said over and over: all but its first mention can be known from what stands before.
     """
@@ -121,7 +117,7 @@ def document(
                     if turn[-1] == last:
                         turn.reverse()
                 last = turn.pop()
-            said = fact(last, known[last], sentence)
+            said = fact(last, known[last])
         else:
             said = _filler(rng)
         size += pieces(said)
@@ -149,21 +145,13 @@ def repeated(length: int, seed: str) -> str:
         words.append(word)
 
 
-def fact(name: str, code: str, sentence: str = FACT) -> str:
+def fact(name: str, code: str) -> str:
     """The sentence that states a code."""
-    return sentence.replace("{name}", name).replace("{code}", code)
+    return f"{_opening(name)} {code}."
 
 
-def _opening(name: str, sentence: str) -> str:
-    return sentence.partition("{code}")[0].replace("{name}", name).rstrip()
-
-
-def check_sentence(sentence: Any) -> None:
-    """UsageError where a sentence does not state a code: it has {name} and later {code}, once each, and a start."""
-    parts = re.split(r"(\{name\}|\{code\})", sentence) if isinstance(sentence, str) else []
-    if parts[1::2] != ["{name}", "{code}"] or not parts[0].strip():
-        raise UsageError(f"sentence={sentence!r:.80}: must have a word, then {{name}}, then {{code}}, once each; write "
-                         f"it like {FACT!r}")
+def _opening(name: str) -> str:
+    return f"The code of {name} is"
 
 
 def _filler(rng: random.Random) -> str:
@@ -186,7 +174,6 @@ class NeedleTask:
 
     length: longest text, in pieces (words, digits, signs). depths: where the fact stands, in turn; null draws it anew.
     others: facts about other names beside it. digits: of a code.
-    sentence: how a code is stated: a word, then {name}, then {code}.
     learn: what a training problem's solution is: `answer`, or a text to pre-train on (the data option `use: solution`
         takes it alone): with `document` its sentences are facts to the share `facts`, about up to `names` people, with
         `repeated` a passage of random words is said over and over.
@@ -194,7 +181,7 @@ class NeedleTask:
 
     def __init__(
         self, *, length: int = 256, depths: Sequence[float] | None = None, others: int = 3, digits: int = 4,
-        learn: str = "answer", facts: float = 0.5, names: int = 6, sentence: str = FACT,
+        learn: str = "answer", facts: float = 0.5, names: int = 6,
     ) -> None:
         self.name = "needle"
         _whole("length", length, 16, _LONGEST)
@@ -206,15 +193,14 @@ class NeedleTask:
         if learn not in ("answer", "document", "repeated"):
             raise UsageError(f"learn={learn!r:.80}: use answer, document or repeated")
         _share("facts", facts)
-        check_sentence(sentence)
         if depths is not None:
             if not isinstance(depths, list | tuple) or not depths:
                 raise UsageError(f"depths={depths!r:.80}: shares of the text from 0 to 1; write depths: [0, 0.5, 1]")
             for depth in depths:
                 _share("depths", depth)
         self.length, self.depths, self.others, self.digits = length, depths, others, digits
-        self.learn, self.facts, self.names, self.sentence = learn, facts, names, sentence
-        haystack(length, 0.0, "fits", others=others, digits=digits, sentence=sentence)
+        self.learn, self.facts, self.names = learn, facts, names
+        haystack(length, 0.0, "fits", others=others, digits=digits)
 
     def problems(self, split: Split, limit: int | None = None, seed: int = 0) -> Iterator[Problem]:
         """Problems without end, at most `limit`; those of train and test are drawn apart."""
@@ -226,12 +212,10 @@ class NeedleTask:
             depth = random.Random(f"depth {name}").random()
             if self.depths is not None:
                 depth = self.depths[number % len(self.depths)]
-            made = haystack(
-                self.length, depth, name, others=self.others, digits=self.digits, sentence=self.sentence)
+            made = haystack(self.length, depth, name, others=self.others, digits=self.digits)
             text, solution = made.question, made.code
             if self.learn == "document" and split == "train":
-                solution = document(self.length, name, facts=self.facts, names=self.names, digits=self.digits,
-                                    sentence=self.sentence)
+                solution = document(self.length, name, facts=self.facts, names=self.names, digits=self.digits)
             elif self.learn == "repeated" and split == "train":
                 solution = repeated(self.length, name)
             number += 1

@@ -124,16 +124,3 @@ def test_wrong_options_are_refused_by_name(options: dict, said: str) -> None:
     with pytest.raises(UsageError, match="split='dev'"):
         next(NeedleTask().problems("dev"))
 
-
-def test_a_fact_is_stated_as_one_likes() -> None:
-    sentence = "Remember {name}{code}."
-    made = haystack(120, 0.5, "a", sentence=sentence)
-    assert f" Remember {made.name}{made.code}." in f" {made.text}" and made.cue == f" Remember {made.name}"
-    assert pieces(made.text + made.cue) <= 120
-    assert haystack(120, 0.5, "a").cue == f" The code of {made.name} is"
-    task = NeedleTask(length=120, learn="document", sentence=sentence)
-    (problem,) = task.problems("train", 1)
-    assert "Remember " in problem.solution and "The code of" not in problem.solution
-    for wrong in ("{name} {code}", "The code {code} of {name}", "Code of {name}", "A {name} {code} {code}", 3):
-        with pytest.raises(UsageError, match="sentence="):
-            NeedleTask(sentence=wrong)
