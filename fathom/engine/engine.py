@@ -445,6 +445,7 @@ class Engine:
         logits = [self._prefill(part) for part in (fresh, onward) if part]
         ends = [(chunk, row) for row, chunk in enumerate(fresh + onward)]
         if single:
+            single.sort(key=lambda c: c.first)  # rows of similar lengths together
             at = len(ends)
             for chunk in single:
                 ends.append((chunk, at + len(chunk.tokens) - 1))
@@ -480,7 +481,7 @@ class Engine:
             real = len(tokens[part])
             empty = self.plan.rows(real) - real  # rows that stand for nothing
             layout = Layout.rows(self.pages, [*tables[part], *[[NOWHERE]] * empty], [*lengths[part], *[1] * empty],
-                                 piece)
+                                 piece, split=not (piece or self.settings.compile))
             hidden_BD, logits_BV = self.plan.step(
                 torch.tensor([*tokens[part], *[0] * empty], device=self.device), layout)
             hidden.append(hidden_BD[:real])

@@ -152,31 +152,38 @@ def latent_rows(q_BHC: Tensor, layout: Layout, layer: int, latent: int, scale: f
     """Absorbed attention of single tokens to latents in the cache: z [B, H, R]."""
     rows = layout.decoding
     assert rows is not None and layout.pages is not None
-    if rows.cells is None or rows.past_BS is None:
+    if not rows.parts:
         from fathom.model.kernels.decode import paged_latent_decode
 
         (pool,) = layout.pages.layers[layer]
         return paged_latent_decode(q_BHC, pool, rows.table_BN, rows.length_B, latent, scale, rows.piece or None)
-    (entry_ZC,) = layout.recall(layer, rows.cells)
-    past_BSC = entry_ZC.view(*rows.past_BS.shape, -1)
-    return _weigh(q_BHC, past_BSC, past_BSC[..., :latent], rows.past_BS, scale, rows.piece)
+    found = []
+    for part in rows.parts:
+        (entry_ZC,) = layout.recall(layer, part.cells)
+        past_BSC = entry_ZC.view(*part.past_BS.shape, -1)
+        found.append(_weigh(q_BHC[part.begin: part.end], past_BSC, past_BSC[..., :latent], part.past_BS, scale,
+                            rows.piece))
+    return torch.cat(found) if len(found) > 1 else found[0]
 
 
 def grouped_rows(q_BHC: Tensor, layout: Layout, layer: int, groups: int, scale: float) -> Tensor:
     """Attention of single tokens to keys and values in the cache: [B, H, C]."""
     rows = layout.decoding
     assert rows is not None and layout.pages is not None
-    if rows.cells is None or rows.past_BS is None:
+    if not rows.parts:
         from fathom.model.kernels.decode import paged_grouped_decode
 
         k_pool, v_pool = layout.pages.layers[layer]
         return paged_grouped_decode(
             q_BHC, k_pool, v_pool, rows.table_BN, rows.length_B, scale, rows.piece or None)
-    count, past = rows.past_BS.shape
-    k_XSC, v_XSC = (part.view(count * groups, past, -1) for part in layout.recall(layer, rows.cells))
     heads, width = q_BHC.shape[1:]
-    q_XMC = q_BHC.reshape(-1, heads // groups, width)
-    return _weigh(q_XMC, k_XSC, v_XSC, rows.past_BS, scale, rows.piece).view(-1, heads, width)
+    found = []
+    for part in rows.parts:
+        count, past = part.past_BS.shape
+        k_XSC, v_XSC = (entry.view(count * groups, past, -1) for entry in layout.recall(layer, part.cells))
+        q_XMC = q_BHC[part.begin: part.end].reshape(-1, heads // groups, width)
+        found.append(_weigh(q_XMC, k_XSC, v_XSC, part.past_BS, scale, rows.piece).view(-1, heads, width))
+    return torch.cat(found) if len(found) > 1 else found[0]
 
 
 def _weigh(q_XMC: Tensor, k_XSC: Tensor, v_XSV: Tensor, past_BS: Tensor, scale: float, piece: int) -> Tensor:

@@ -26,6 +26,7 @@ from torch import Tensor
 from fathom.model.config import ModelConfig
 
 LONGEST_GATHERED = 512  # longer sequences go singly: padding them costs more than a call
+ROW_PADDING = 1.6  # the same of single tokens: a call more costs as much as a few rows
 MOST_PADDING = 1.25  # cells of a rectangle per token in it (a call per short sequence: 20× slower)
 
 
@@ -110,13 +111,22 @@ class Onward:
 
 
 @dataclass(frozen=True)
+class Alike:
+    """Rows `begin` to `end` − 1, which attend to about as many tokens."""
+
+    begin: int
+    end: int
+    cells: Tensor  # [rows · G · S]: where each head's S entries are, see Pages.cells
+    past_BS: Tensor  # 0 where a row attends to a token, else −∞
+
+
+@dataclass(frozen=True)
 class Rows:
     """What single tokens attend to: entries in the cache, their own included."""
 
     table_BN: Tensor  # int64 blocks of each row's sequence; NOWHERE behind its end
     length_B: Tensor  # tokens that each row attends to
-    cells: Tensor | None  # [B · G · S]: where each head's S entries are, see Pages.cells; None where kernels find them
-    past_BS: Tensor | None  # 0 where a row attends to a token, else −∞
+    parts: tuple[Alike, ...]  # none where kernels find the entries by the table
     piece: int = 0  # positions looked at together; 0: all. S is a multiple of it
 
 
@@ -198,11 +208,12 @@ class Layout:
 
     @classmethod
     def rows(
-        cls, pages: Pages, tables: Sequence[Sequence[int]], lengths: Sequence[int], piece: int = 0
+        cls, pages: Pages, tables: Sequence[Sequence[int]], lengths: Sequence[int], piece: int = 0, split: bool = False
     ) -> Layout:
         """One token for each table, the last of `lengths[b]` that it attends to. Rows may share a table.
 
-        `piece`, where given, is the number of positions that are looked at together.
+        `piece`, where given, is the number of positions that are looked at together. `split`: rows of similar lengths,
+        which should stand together, are attended to by themselves, so that short ones are not padded to the longest.
         """
         size, heads = pages.size, pages.heads
         longest = max(lengths) if not piece else -(-max(lengths) // piece) * piece
@@ -215,15 +226,17 @@ class Layout:
         own_BG = (block_B * (heads * size) + position_B % size)[:, None] + head_G
         position, own, numbers = (
             torch.from_numpy(x).to(pages.device) for x in (position_B, own_BG.reshape(-1), table_BN))
-        cells = past = None
-        if not pages.by_kernels:
-            every_BS = (table_BN[:, :, None] * (heads * size) + np.arange(size)).reshape(len(tables), -1)[:, :longest]
+        parts = []
+        for begin, end in [] if pages.by_kernels else _alike(lengths) if split else [(0, len(tables))]:
+            width = max(lengths[begin:end]) if split else longest
+            blocks = table_BN[begin:end, : -(-width // size)]
+            every_BS = (blocks[:, :, None] * (heads * size) + np.arange(size)).reshape(end - begin, -1)[:, :width]
             cells = torch.from_numpy((every_BS[:, None, :] + head_G[:, None]).reshape(-1)).to(pages.device)
-            there_BS = torch.arange(longest, device=pages.device) <= position[:, None]
+            there_BS = torch.arange(width, device=pages.device) <= position[begin:end, None]
             past = torch.zeros(there_BS.shape, dtype=pages.dtype, device=pages.device)
-            past.masked_fill_(~there_BS, float("-inf"))
+            parts.append(Alike(begin, end, cells, past.masked_fill_(~there_BS, float("-inf"))))
         return cls(position, torch.arange(len(tables), device=pages.device), len(tables), pages=pages, cells=own,
-                   decoding=Rows(numbers, position + 1, cells, past, piece))
+                   decoding=Rows(numbers, position + 1, tuple(parts), piece))
 
     def recall(self, layer: int, cells: Tensor) -> tuple[Tensor, ...]:
         """A layer's entries in `cells`, each [cells, width]."""
@@ -235,6 +248,18 @@ class Layout:
         return Layout(self.positions_T.to(device), self.sequence_T.to(device), self.sequences,
                       tuple(r.to(device) for r in self.rectangles),
                       None if self.place_T is None else self.place_T.to(device), self.in_order)
+
+
+def _alike(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Neighbours that may be padded to the longest of them."""
+    found, begin, inside, longest = [], 0, 0, 0
+    for row, length in enumerate(lengths):
+        longest = max(longest, length)
+        if row > begin and longest * (row + 1 - begin) > ROW_PADDING * (inside + length):
+            found.append((begin, row))
+            begin, inside, longest = row, 0, length
+        inside += length
+    return [*found, (begin, len(lengths))]
 
 
 def _rectangles(rows: list[list[int]], tokens: int) -> tuple[list[Tensor], Tensor]:

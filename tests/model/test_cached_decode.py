@@ -148,8 +148,11 @@ def test_positions_in_pieces_are_positions_at_once(name: str) -> None:
         model(torch.tensor([t for p in prompts for t in p]), slots.fresh(PROMPTS))
         tables = [slots.tables[0], slots.tables[0], slots.tables[1], slots.tables[2], slots.tables[3]]
         lengths = [8, 9, 2, 13, 5]
-        found = [model.logits(model(torch.tensor([3, 4, 5, 6, 7]), Layout.rows(slots.pages, tables, lengths, piece)))
-                 for piece in (0, 2, 7, 16)]
+        layouts = [Layout.rows(slots.pages, tables, lengths, piece) for piece in (0, 2, 7, 16)]
+        layouts.append(Layout.rows(slots.pages, tables, lengths, split=True))
+        assert layouts[-1].decoding is not None
+        assert [(part.begin, part.end) for part in layouts[-1].decoding.parts] == [(0, 3), (3, 5)]
+        found = [model.logits(model(torch.tensor([3, 4, 5, 6, 7]), layout)) for layout in layouts]
     sequences = [[*prompts[0], 3, 4], [*prompts[1], 5], [*prompts[2], 6], [*prompts[3], 7]]
     whole = full(model, sequences)
     expected = torch.stack([whole[0][-2], whole[0][-1], whole[1][-1], whole[2][-1], whole[3][-1]])
