@@ -67,7 +67,7 @@ def serve_on(
     if settings.api_key is None and not _is_loopback(host):
         log.warning("host=%s: whoever reaches this machine may ask the model; set --api-key or %s, or listen at "
                     "127.0.0.1", settings.host, KEY)
-    say(f"loading {settings.name}; who asks port {port} meanwhile is answered after that")
+    log.info("loading %s; who asks port %d meanwhile is answered after that", settings.name, port)
     service = make()
     try:
         say(f"{settings.name} at http://{f'[{host}]' if ':' in host else host}:{port}: chat page at /, OpenAI's "
