@@ -37,7 +37,7 @@ def trained(root: Path, minutes: float) -> Path:
         "model": MODEL, "tokenizer": str(root / "words" / "model"), "data": [{**TEXTS, "count": 4000}],
         "tokens": tokens, "tokens_per_step": 4096, "sequence_length": 256,
         "optim": {"lr": 2e-3, "warmup": 20, "decay": 0.3},
-        "held_out_every": 0, "log_every": 20}, root / "base", 0, "bench")
+        "held_out_every": 1000, "log_every": 20}, root / "base", 0, "bench")
     return root / "base" / "model"
 
 
