@@ -21,7 +21,8 @@ import numpy as np
 from bench import models
 from bench.measure import Pair, save
 from fathom.core.chat import Sampling
-from fathom.engine.engine import Engine, Request
+from fathom.engine.engine import Engine
+from fathom.engine.request import Request
 from fathom.engine.settings import EngineSettings
 
 BATCH, SHORTEST, LONGEST = 32, 8, 512

@@ -13,8 +13,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,10 +21,11 @@ from torch import Tensor
 
 from fathom.core.chat import Completion, Message, Sampling
 from fathom.core.errors import FathomError, UsageError
-from fathom.engine.cache import NOWHERE, Blocks
+from fathom.engine.cache import Blocks
 from fathom.engine.plan import Plan
+from fathom.engine.request import Request
 from fathom.engine.sampler import Counts, Drawn, Row, Sampler, likeliest, penalises
-from fathom.engine.scheduler import Chunk, Job, Scheduler, check_room
+from fathom.engine.scheduler import Chunk, Scheduler, check_room
 from fathom.engine.settings import EngineSettings
 from fathom.engine.speculate import Drafter
 from fathom.engine.text import Detokenizer, StopStrings
@@ -38,45 +38,8 @@ if TYPE_CHECKING:
     from fathom.engine.guide import GuideState
 
 MEMORY_SHARE = 0.25  # of the machine's memory, or of what a GPU has free, that the cache may take unless told
-FIXED_ROWS, FIXED_PIECE = 16, 64  # deterministic: rows of every step, positions looked at together
+FIXED_ROWS = 16  # deterministic: of every step
 SCORED = 1024  # positions whose logits are held at a time
-
-
-@dataclass(eq=False)
-class Request(Job):
-    """One completion under way."""
-
-    sampling: Sampling = field(default_factory=Sampling)
-    seed: int = 0
-    index: int = 0  # which of the n
-    logprobs: list[float] = field(default_factory=list)
-    top: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
-    versions: list[int] = field(default_factory=list)
-    finish: Literal["stop", "length"] | None = None
-    said: list[str] = field(default_factory=list)  # where `speaking`: what is certain of the text, as it came
-    counts: Counts | None = None
-    guide: GuideState | None = None
-    thinking: Tensor | None = None  # while the guide waits for the end of a thought: what may be said in it
-    error: FathomError | None = None  # what ended it, where it could not go on
-    stops: frozenset[int] = frozenset()
-    speaking: tuple[Detokenizer, StopStrings] | None = None  # where its text is wanted as it comes, or may end it
-
-    @property
-    def drawn(self) -> int:
-        """Tokens of the completion so far."""
-        return len(self.tokens) - self.prompt
-
-    def row(self, proposed: Sequence[int] = ()) -> Row:
-        """What the sampler must know, with `proposed` tokens taken for drawn."""
-        counts = self.counts
-        if counts is not None and proposed:
-            counts = counts.copy()
-            for token in proposed:
-                counts.add(token)
-        allowed = self.thinking
-        if self.guide is not None and allowed is None:
-            allowed = self.guide.allowed()
-        return Row(self.sampling, self.seed, self.drawn + len(proposed), counts, allowed, self.stops)
 
 
 class Engine:
@@ -91,8 +54,7 @@ class Engine:
         fixed = FIXED_ROWS if self.settings.deterministic else None
         self.plan = Plan(model, self.settings.compile, fixed, self.settings.int8)
         self.device = model.embed_tokens.weight.device
-        piece = FIXED_PIECE if self.settings.deterministic else 0
-        self.drafter = Drafter(model, self.plan, piece) if self.settings.speculate else None
+        self.drafter = Drafter(model, self.plan) if self.settings.speculate else None
         self.sampler = Sampler(model.config.vocab_size, self.device)
         self.version = 0  # of the weights; stamped on every token
         self.prefilled = 0  # prompt tokens that went through the model, ever
@@ -474,14 +436,9 @@ class Engine:
         tokens = [t for c in chunks for t in (*c.tokens, *c.drafts)]
         tables = [_table(c) for c in chunks for _ in range(len(c.tokens) + len(c.drafts))]
         lengths = [c.first + i + 1 for c in chunks for i in range(len(c.tokens) + len(c.drafts))]
-        piece = FIXED_PIECE if self.settings.deterministic else 0
         hidden, logits = [], []
-        for at in range(0, len(tokens), self.plan.most_rows):
-            part = slice(at, at + self.plan.most_rows)
+        for part, empty, layout in self.plan.layouts(self.pages, tables, lengths):
             real = len(tokens[part])
-            empty = self.plan.rows(real) - real  # rows that stand for nothing
-            layout = Layout.rows(self.pages, [*tables[part], *[[NOWHERE]] * empty], [*lengths[part], *[1] * empty],
-                                 piece, split=not (piece or self.settings.compile))
             hidden_BD, logits_BV = self.plan.step(
                 torch.tensor([*tokens[part], *[0] * empty], device=self.device), layout)
             hidden.append(hidden_BD[:real])

@@ -23,7 +23,7 @@ import os
 import platform
 import shutil
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fathom.core.errors import UsageError
+from fathom.engine.cache import NOWHERE
 from fathom.model.attention import (
     GroupedQueryAttention,
     LatentAttention,
@@ -40,12 +41,13 @@ from fathom.model.attention import (
     latent_rows,
     remember,
 )
-from fathom.model.layout import Layout
+from fathom.model.layout import Layout, Pages
 from fathom.model.lora import effective_weight
 from fathom.model.moe import MoE, SwiGLU
 from fathom.model.transformer import Block, MultiTokenPrediction, Transformer
 
 PACKED_FOR = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+FIXED_PIECE = 64  # positions that fixed rows look at together
 PACKED_SIZE, PACKED_MEMORY = 64e6, 256e6  # bytes of a model whose weights are packed, and of all its packed copies
 ANY, TURNED = 0, -1  # in place of a number of rows
 FEW_ROWS = 4  # up to which weights of 8 bits are multiplied as they are
@@ -203,6 +205,20 @@ class Plan:
         if not (self.copies and self.packs) or self.compiled:
             return count
         return next((size for size in PACKED_FOR if size >= count), count)
+
+    def layouts(
+        self, pages: Pages, tables: Sequence[Sequence[int]], lengths: Sequence[int]
+    ) -> Iterator[tuple[slice, int, Layout]]:
+        """Single tokens as steps of at most `most_rows`: which of them, how many rows stand for nothing behind them,
+        and the layout of all. Tokens of similar lengths should stand together."""
+        piece = FIXED_PIECE if self.fixed else 0
+        for at in range(0, len(lengths), self.most_rows):
+            part = slice(at, at + self.most_rows)
+            real = len(lengths[part])
+            empty = self.rows(real) - real
+            yield part, empty, Layout.rows(
+                pages, [*tables[part], *[[NOWHERE]] * empty], [*lengths[part], *[1] * empty], piece,
+                split=not (self.fixed or self.compiled))
 
     def step(self, token_B: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """Final hidden states [B, D] and logits [B, V] of the next token of every row."""

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from fathom.core.chat import Completion, Sampling
 from fathom.core.errors import FathomError
-from fathom.engine.engine import Engine, Request
+from fathom.engine.engine import Engine
+from fathom.engine.request import Request
 from fathom.engine.server.backend import Busy, Draining, EngineFailed, Top
 from fathom.engine.settings import EngineSettings
 from fathom.model import weights
@@ -66,8 +67,8 @@ class Stream:
         if isinstance(got, FathomError):
             self._over = True
             raise got
-        self._over = sum(piece.finish is not None for piece in got) == self.open
         self.open -= sum(piece.finish is not None for piece in got)
+        self._over = not self.open
         return got
 
     def cancel(self) -> None:

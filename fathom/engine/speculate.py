@@ -13,21 +13,17 @@ distributions are flat.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fathom.core.errors import UsageError
-from fathom.engine.cache import NOWHERE
 from fathom.engine.plan import Plan
+from fathom.engine.request import Request
 from fathom.engine.sampler import Sampler
 from fathom.engine.scheduler import Chunk
 from fathom.model.layout import Layout, Pages
 from fathom.model.transformer import Transformer
-
-if TYPE_CHECKING:
-    from fathom.engine.engine import Request
 
 
 class Drafter:
@@ -38,11 +34,11 @@ class Drafter:
     guess worse and never a token wrong.
     """
 
-    def __init__(self, model: Transformer, plan: Plan, piece: int):
+    def __init__(self, model: Transformer, plan: Plan):
         if not model.mtp:
             raise UsageError("engine.speculate=true: this model has no module for multi-token prediction "
                              "(num_nextn_predict_layers=0); leave it out")
-        self.model, self.plan, self.piece = model, plan, piece
+        self.model, self.plan = model, plan
         self.checked = self.accepted = 0  # guesses, ever
         self._prompts: list[tuple[list[Chunk], Layout, Tensor]] = []
         self._rows: list[tuple[Chunk, Tensor]] = []
@@ -81,11 +77,11 @@ class Drafter:
             ends.append(len(following) - 1)
         next_T = torch.tensor(following, device=hidden_TD.device)
         further_TD = self.model.predict_next(hidden_TD, next_T, layout)
-        wanted = [(chunk, end) for chunk, end in zip(chunks, ends, strict=True) if _goes_on(chunk)]
+        wanted = [(chunk.job, end) for chunk, end in zip(chunks, ends, strict=True) if _goes_on(chunk)]
         if not wanted:
             return []
         logits_BV = self.model.logits(further_TD[[end for _, end in wanted]])
-        return [(chunk.job, row) for (chunk, _), row in zip(wanted, logits_BV, strict=True)]  # type: ignore[misc]
+        return [(job, row) for (job, _), row in zip(wanted, logits_BV, strict=True) if isinstance(job, Request)]
 
     def _through_plan(self, pages: Pages) -> list[tuple[Request, Tensor]]:
         tables, lengths, following, hidden = [], [], [], []
@@ -99,18 +95,14 @@ class Drafter:
                 lengths.append(position + 1)
                 following.append(chunk.job.tokens[position + 1])
             hidden.append(hidden_BD[: end - chunk.first])
-            if _goes_on(chunk):
-                wanted.append((chunk.job, len(lengths) - 1))  # type: ignore[arg-type]
+            if isinstance(chunk.job, Request) and _goes_on(chunk):
+                wanted.append((chunk.job, len(lengths) - 1))
         if not hidden:
             return []
         hidden_TD = torch.cat(hidden)
-        rows, most = [], self.plan.most_rows
-        for at in range(0, len(lengths), most):
-            part = slice(at, at + most)
-            real = len(lengths[part])
-            empty = self.plan.rows(real) - real
-            layout = Layout.rows(pages, [*tables[part], *[[NOWHERE]] * empty], [*lengths[part], *[1] * empty],
-                                 self.piece)
+        rows = []
+        for part, empty, layout in self.plan.layouts(pages, tables, lengths):
+            real = len(following[part])
             next_B = torch.tensor([*following[part], *[0] * empty], device=hidden_TD.device)
             state_BD = torch.nn.functional.pad(hidden_TD[part], (0, 0, 0, empty))
             rows.append(self.plan.guess(next_B, state_BD, layout)[:real])
@@ -121,5 +113,5 @@ class Drafter:
 def _goes_on(chunk: Chunk) -> bool:
     """Whether its completion has had a token drawn, goes on, and has room for two more."""
     job = chunk.job
-    guided = getattr(job, "guide", None) is not None  # what is allowed after a guess is not known before it
+    guided = isinstance(job, Request) and job.guide is not None  # what is allowed after a guess is not known before it
     return chunk.last and job.table is not None and len(job.tokens) + 1 < job.room and not guided
