@@ -9,15 +9,19 @@ in which its weights and cache entries can be read once, at the rate at which th
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bench import models
@@ -25,11 +29,14 @@ from bench.measure import Pair, save, wait
 from fathom.core import machine
 from fathom.core.chat import Sampling
 from fathom.engine.engine import Engine
+from fathom.engine.plan import Plan
 from fathom.engine.settings import EngineSettings
-from fathom.model import cost
+from fathom.model import cost, moe
 from fathom.model.config import ModelConfig
-from fathom.model.kernels import decode, experts, fused, latent_fp8, prefill
+from fathom.model.kernels import absorb, decode, experts, fused, gate, latent_fp8, prefill
 from fathom.model.kernels.graphed import Graphed, record_cuda
+from fathom.model.layout import Layout, Pages
+from fathom.model.presets import PRESETS
 from fathom.model.transformer import Transformer
 
 ROUNDS = 7
@@ -43,6 +50,10 @@ TINY = MODEL.model_copy(update={
     "vocab_size": 8192, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "kv_lora_rank": 32,
     "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16, "intermediate_size": 64, "n_routed_experts": 8,
     "n_shared_experts": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 32})
+# the same arithmetic in layers of the published width, as many as fit 3 billion parameters
+WIDE = PRESETS["deepseek-v2-lite"].model_copy(update={"num_hidden_layers": 4})
+MODELS = {"narrow, 12 layers": MODEL, "DeepSeek-V2-Lite, 4 of its 27 layers": WIDE}
+GROUPED = PRESETS["smollm2-135m"]
 BATCHES, PROMPT, NEW = (1, 4, 16, 64, 256), 128, 64
 
 
@@ -120,12 +131,98 @@ def chosen_experts(device: str, dtype: torch.dtype) -> float:
                   *_made_experts(33, 8, 320, 96, 3, dtype))
 
 
+def shared_experts(device: str, dtype: torch.dtype) -> float:
+    """The same beside two experts that every row goes through."""
+    x, gate_up, down, choice, weight = _made_experts(33, 8, 320, 96, 3, dtype)
+    choice = torch.cat((choice, torch.arange(8, 10).expand(33, -1)), dim=1)
+    weight = torch.cat((weight, torch.ones(33, 2)), dim=1)
+    gate, up = (_drawn(192, 320, seed=seed, dtype=dtype) / 320**0.5 for seed in (20, 21))
+    out = _drawn(320, 192, seed=22, dtype=dtype) / 192**0.5
+
+    def of(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda x, gate_up, down, choice, weight, *shared: function(x, gate_up, down, choice, weight, shared)
+
+    return _error(of(experts.decode_experts), of(experts.plain_decode_experts), device, x, gate_up, down, choice,
+                  weight, gate, up, out)
+
+
+def choice_of_experts(device: str, dtype: torch.dtype) -> float:
+    """The weights of V3's router, in the order of the experts; another expert counts as a miss by its whole weight."""
+    config = PRESETS["deepseek-v3"].model_copy(update={"hidden_size": 512})
+    module = moe.Gate(config).requires_grad_(False)
+    module.weight.copy_(_drawn(256, 512, seed=23, dtype=torch.float32) / 8)
+    assert module.e_score_correction_bias is not None
+    module.e_score_correction_bias.copy_(_drawn(256, seed=24, dtype=torch.float32) / 8)
+    x = _drawn(33, 512, seed=25, dtype=dtype)
+
+    def weights(x: Tensor, module: moe.Gate, choose: Callable[..., tuple[Tensor, Tensor]]) -> Tensor:
+        expert_BL, weight_BL = choose(x, module, 1)
+        return torch.zeros(33, 257, dtype=torch.float64).scatter_(1, expert_BL.cpu(), weight_BL.double().cpu())
+
+    module = module.to(dtype)
+    expected = weights(x.double(), moe_copy(module, torch.float64), gate.plain_choose_experts)
+    found = weights(x.to(device), module.to(device), gate.choose_experts)
+    return float((found - expected).abs().max())
+
+
+def moe_copy(module: moe.Gate, dtype: torch.dtype) -> moe.Gate:
+    """The same router in another type."""
+    return copy.deepcopy(module).to(dtype)
+
+
+def queries(device: str, dtype: torch.dtype) -> float:
+    """Queries carried into the latent's space, and the entries written with them, beside each other."""
+    def of(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(*args: Any) -> Tensor:
+            q, up, entry, norm, cos, sin, pool, cell = args
+            made = function(q, up, entry, norm, 1e-6, (cos, sin), True, pool, cell)
+            return torch.cat((made.flatten(), pool.flatten()))
+        return run
+    angle = _drawn(33, 32, seed=26, dtype=torch.float32)
+    up = _drawn(16, 256, 512, seed=27, dtype=dtype)[:, :128] / 128**0.5
+    return _error(of(absorb.latent_queries), of(absorb.plain_latent_queries), device,
+                  _drawn(33, 16, 192, seed=28, dtype=dtype), up, _drawn(33, 576, seed=29, dtype=dtype),
+                  _drawn(512, seed=30, dtype=dtype), angle.cos(), angle.sin(), torch.zeros(9, 1, 64, 576, dtype=dtype),
+                  torch.arange(33) * 15 + 64)
+
+
+def values(device: str, dtype: torch.dtype) -> float:
+    """Latent decoding through to values."""
+    up = _drawn(16, 256, 512, seed=31, dtype=dtype)[:, 128:] / 512**0.5
+    return _error(absorb.latent_values, absorb.plain_latent_values, device,
+                  _drawn(len(LENGTHS), 16, 576, seed=2, dtype=dtype),
+                  _drawn(len(LENGTHS) * 11 + 1, 1, 64, 576, seed=1, dtype=dtype), _table(len(LENGTHS), 11),
+                  torch.tensor(LENGTHS), 0.1, up)
+
+
+def whole_step(device: str, dtype: torch.dtype, config: ModelConfig | None = None) -> float:
+    """Logits of a recorded step of 3 rows beside the model's own, over their deviation."""
+    model = Transformer((config or TINY).model_copy(update={"num_hidden_layers": 3})).initialise(1)
+    model = model.requires_grad_(False)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.mul_(4)
+    model = model.to(dtype)
+    found = []
+    for there, kind in ((copy.deepcopy(model).double(), "cpu"), (model.to(device), device)):
+        pages = Pages(model.config, 9, 16, there.embed_tokens.weight.dtype, kind)
+        tables, lengths = [[1, 2, 3], [4, 5], [6]], [33, 17, 9]
+        tokens = torch.randint(400, 8192, (sum(lengths),), generator=torch.Generator().manual_seed(2))
+        there(tokens.to(kind), Layout.fresh(pages, tables, lengths))
+        plan = Plan(there)
+        for turn in range(2):  # the second is replayed
+            ((_, _, layout),) = plan.layouts(pages, tables, lengths)
+            logits = plan.step(F.pad(tokens[torch.tensor([5, 6, 7 + turn])], (0, plan.rows(3) - 3)).to(kind), layout)[1]
+        found.append(logits[:3].double().cpu())
+    return float((found[1] - found[0]).abs().max() / found[0].std())
+
+
 def sum_and_norm(device: str, dtype: torch.dtype) -> float:
     """The residual sum's norm."""
     x, more = (_drawn(5, 2048, seed=seed, dtype=dtype) for seed in (11, 12))
     weight = _drawn(2048, seed=13, dtype=dtype)
-    return _error(lambda *a: fused.add_norm(*a)[1], lambda *a: fused.plain_add_norm(*a)[1], device, x, more, weight,
-                  1e-6)
+    return _error(lambda *a: fused.add_norm(*a)[1], lambda *a: fused.plain_add_norm(*a)[1], device, x, more[:, None],
+                  weight, 1e-6)
 
 
 def latent_entry(device: str, dtype: torch.dtype) -> float:
@@ -158,15 +255,17 @@ def recorded(device: str, dtype: torch.dtype) -> float:
     """Share of numbers that differ between a step that is replayed and the same as it is; not recorded: 1."""
     x, gate_up, down, choice, weight = (t.to(device) for t in _made_experts(3, 8, 320, 96, 3, dtype))
 
-    def step(x: Tensor, choice: Tensor, weight: Tensor) -> Tensor:
-        return experts.decode_experts(x, gate_up, down, choice, weight)
+    def step(x: Tensor, choice: Tensor, weight: Tensor) -> tuple[Tensor]:
+        return (experts.decode_experts(x, gate_up, down, choice, weight),)
 
-    graphed = Graphed(step, [4], (0.0, 0, 0.0))
+    if not device.startswith("cuda"):
+        return 0.0
+    graphed = Graphed(step)
     for turn in (x, -x, 2 * x):
-        expected = step(turn, choice, weight)
-        if bool((graphed(turn, choice, weight) != expected).any()):
+        expected = step(turn, choice, weight)[0]
+        if bool((graphed(turn, choice, weight)[0] != expected).any()):
             return 1.0
-    return 1.0 if device.startswith("cuda") and graphed.failed is not None else 0.0
+    return 0.0 if graphed.failed is None else 1.0
 
 
 # FP32 sums in another order; BF16 results are rounded to 1/256, the inner ones of experts too
@@ -176,7 +275,10 @@ CHECKS: dict[str, tuple[Callable[[str, torch.dtype], float], float, float | None
     "latent decoding from bytes": (lambda device, dtype: latent(device, dtype, 16, True), 1e-5, 2e-2),
     "grouped decoding": (grouped, 1e-5, 1e-2), "paged prefill": (paged, 1e-5, 1e-2),
     "packed prefill": (packed, 1e-5, 1e-2), "chosen experts": (chosen_experts, 1e-5, 2e-2),
+    "shared experts": (shared_experts, 1e-5, 2e-2), "choice of experts": (choice_of_experts, 1e-5, 1e-4),
     "sum and norm": (sum_and_norm, 1e-5, 1e-2), "latent entry": (latent_entry, 1e-5, 1e-2),
+    "absorbed queries": (queries, 1e-5, 1e-2), "values of latents": (values, 1e-5, 1e-2),
+    "a whole step": (whole_step, 1e-4, None), "a whole step, grouped": (partial(whole_step, config=GROUPED), 1e-4, None),
     "rows that depend on the batch": (alone, 0.0, 0.0), "recorded steps that differ": (recorded, 0.0, 0.0),
 }
 
@@ -289,8 +391,8 @@ def _small_cases(rows: int, device: str) -> list[Case]:
     angle = torch.randn(rows, 32, device=device)
     args = (entry, torch.ones(512, **kind), 1e-6, (angle.cos(), angle.sin()), True, torch.zeros(8, 1, 64, 576, **kind),
             torch.arange(rows, device=device))
-    return [Case(f"sum and norm, {rows} × 2048", lambda i: fused.add_norm(x, x, weight, 1e-6),
-                 lambda i: fused.plain_add_norm(x, x, weight, 1e-6), rows * 2048 * 8),
+    return [Case(f"sum and norm, {rows} × 2048", lambda i: fused.add_norm(x, x[:, None], weight, 1e-6),
+                 lambda i: fused.plain_add_norm(x, x[:, None], weight, 1e-6), rows * 2048 * 8),
             Case(f"latent entry, {rows} rows", lambda i: fused.write_latent(*args),
                  lambda i: fused.plain_write_latent(*args), rows * 576 * 4)]
 
@@ -344,27 +446,54 @@ def _read_in_a_step(config: ModelConfig, rows: int, tokens: int) -> float:
     return total + 2 * cost.cost(config).cache_elements * tokens
 
 
-def decoding(device: str) -> list[str]:
-    """Rows of a table: greedy decoding through the engine by batch, prefill taken off, beside the floor."""
-    on_gpu = device.startswith("cuda")
-    config, batches, new = (MODEL, BATCHES, NEW) if on_gpu else (TINY, BATCHES[:2], 8)
-    kind = torch.bfloat16 if on_gpu else torch.float32
+def _random(config: ModelConfig, dtype: torch.dtype, device: str) -> Transformer:
     with torch.device("meta"):
         model = Transformer(config)
-    model = model.to(kind).to_empty(device=device).requires_grad_(False).eval()
+    model = model.to(dtype).to_empty(device=device).requires_grad_(False).eval()
     draw = torch.Generator(device).manual_seed(0)
     for parameter in model.parameters():
         if parameter.dim() == 1:
             parameter.fill_(1.0)
         else:
             parameter.normal_(0, 1.0 / math.sqrt(parameter.shape[-1]), generator=draw)
+    return model
+
+
+def step_alone(model: Transformer, batch: int, tokens: int) -> float:
+    """Seconds of one decoding step of `batch` rows which attend to so many tokens, nothing around it."""
+    device, block = model.embed_tokens.weight.device, 16
+    each = -(-tokens // block)
+    pages = Pages(model.config, batch * each + 1, block, model.embed_tokens.weight.dtype, device)
+    tables = [list(range(1 + row * each, 1 + (row + 1) * each)) for row in range(batch)]
+    plan = Plan(model)
+    ((_, empty, layout),) = plan.layouts(pages, tables, [tokens] * batch)
+    token_B = torch.randint(400, model.config.vocab_size, (batch + empty,), device=device)
+    with torch.inference_mode():
+        return statistics.median(_seconds(lambda: [plan.step(token_B, layout) for _ in range(8)], 8))
+
+
+def decoding(device: str) -> list[str]:
+    """Rows of tables: greedy decoding by batch, a step alone and the engine with prefill taken off, beside the floor;
+    then prefill."""
+    on_gpu = device.startswith("cuda")
+    kind = torch.bfloat16 if on_gpu else torch.float32
+    rate = copy_rate(device)
+    rows: list[str] = []
+    for name, config in (MODELS if on_gpu else {"tiny": TINY}).items():
+        rows += _decoded(name, _random(config, kind, device), rate, BATCHES if on_gpu else BATCHES[:2],
+                         NEW if on_gpu else 8)
+    return rows
+
+
+def _decoded(name: str, model: Transformer, rate: float, batches: tuple[int, ...], new: int) -> list[str]:
+    config, kind = model.config, model.embed_tokens.weight.dtype
     with tempfile.TemporaryDirectory() as folder:
         _, tokenizer = models.ours(Path(folder) / "model")
     engine = Engine(model, tokenizer, EngineSettings(batch=max(batches)))
-    rate = copy_rate(device)
-    rows = [f"{sum(p.numel() for p in model.parameters()) / 1e9:.2f} billion parameters, {kind}, prompts of {PROMPT}, "
-            f"{new} new tokens\n",
-            "| batch | tokens/s | ms a step | floor, ms | of the floor's speed |", "|---" * 5 + "|"]
+    rows = [f"\n{name}: {sum(p.numel() for p in model.parameters()) / 1e9:.2f} billion parameters, {kind}, prompts of "
+            f"{PROMPT}, {new} new tokens\n",
+            "| batch | floor, ms | a step alone, ms | of the floor's speed | engine, ms a token | of the floor's speed "
+            "| tokens/s |", "|---" * 7 + "|"]
     print("\n".join(rows), flush=True)
     for batch in batches:
         prompts = torch.randint(400, config.vocab_size, (batch, PROMPT),
@@ -378,10 +507,20 @@ def decoding(device: str) -> list[str]:
                 assert all(len(each[0].tokens) == asked.max_tokens for each in done)
 
             seconds.append(statistics.median(_seconds(run)))
-        step = (seconds[1] - seconds[0]) / (new - 1)
+        each = (seconds[1] - seconds[0]) / (new - 1)
+        alone = step_alone(model, batch, PROMPT + new // 2)
         floor = _read_in_a_step(config, batch, batch * (PROMPT + new // 2)) / rate
-        rows.append(f"| {batch} | {batch / step:,.0f} | {step * 1e3:.3f} | {floor * 1e3:.3f} | {floor / step:.0%} |")
+        rows.append(f"| {batch} | {floor * 1e3:.3f} | {alone * 1e3:.3f} | {floor / alone:.0%} | {each * 1e3:.3f} | "
+                    f"{floor / each:.0%} | {batch / each:,.0f} |")
         print(rows[-1], flush=True)
+    length = min(1024, config.max_position_embeddings // 2)
+    prompts = torch.randint(400, config.vocab_size, (8, length), generator=torch.Generator().manual_seed(1)).tolist()
+    one = Sampling(max_tokens=1, temperature=0, ignore_stop=True)
+    seconds = _seconds(lambda: engine.complete(prompts, one))
+    work = cost.cost(config).forward_flops(length) * 8 * length
+    rows.append(f"\nprefill of 8 × {length}: {8 * length / statistics.median(seconds):,.0f} tokens/s, "
+                f"{work / statistics.median(seconds) / 1e12:,.1f} TFLOP/s")
+    print(rows[-1], flush=True)
     return rows
 
 

@@ -26,7 +26,7 @@ SEEDS = (1, 2, 3)
 RESULTS = Path(__file__).parent / "results"
 BEFORE, AFTER, SHARE = 0.30, 0.95, 0.05  # the bars
 ORIGINAL, TARGET = 256, 2048
-TOKENS = 8_000_000  # of pre-training; small steps, as many of them teach more than few large ones
+TOKENS, TOKENS_PER_STEP = 12_000_000, 1024  # of pre-training; many small steps teach more than few large ones
 STEP, LR = 2100, 1e-3  # of the extension: one sequence of TARGET, and room for what is left of texts a little longer
 NEEDLE = "fathom.tasks.needle:NeedleTask"
 MODEL = {
@@ -37,10 +37,10 @@ MODEL = {
 ARMS: dict[str, dict[str, Any] | None] = {"yarn": {}, "plain": None}
 PRETRAIN: tuple[dict[str, Any], ...] = (
     # in these, what stood after the same words before is right nearly everywhere: they teach to look back
-    {"length": 64, "learn": "repeated", "count": 48_000},
-    {"length": 64, "facts": 0.95, "names": 4, "count": 16_000},
-    {"length": 128, "facts": 0.8, "names": 4, "count": 4000},
-    {"length": ORIGINAL, "facts": 0.4, "names": 6, "count": 4000},
+    {"length": 64, "learn": "repeated", "count": 80_000},
+    {"length": 64, "facts": 0.95, "names": 4, "count": 32_000},
+    {"length": 128, "facts": 0.8, "names": 4, "count": 16_000},
+    {"length": ORIGINAL, "facts": 0.4, "names": 6, "count": 16_000},
 )
 # longer than TARGET by less than a sentence; the more people, the further back a code was said
 LONG: tuple[dict[str, Any], ...] = (
@@ -60,10 +60,10 @@ def pretrained(root: Path, seed: int, device: str) -> Path:
     words, base = root / f"words-{seed}", root / f"base-{seed}"
     start("tokenizer", {"data": [texts(ORIGINAL, count=500)], "vocab_size": 560}, words, seed, "claim")
     start("pretrain", {
-        "model": MODEL, "tokenizer": str(words / "model"), "tokens": TOKENS, "tokens_per_step": 2048,
+        "model": MODEL, "tokenizer": str(words / "model"), "tokens": TOKENS, "tokens_per_step": TOKENS_PER_STEP,
         "data": [texts(**kind) for kind in PRETRAIN], "sequence_length": ORIGINAL,
-        "optim": {"lr": 3e-3, "warmup": 50, "schedule": "wsd", "decay": 0.3, "final": 0.05},
-        "held_out_every": 500, "log_every": 50, "checkpoints": {"every": 1000, "keep": 1, "best": False},
+        "optim": {"lr": 2e-3, "warmup": 100, "schedule": "wsd", "decay": 0.3, "final": 0.05},
+        "held_out_every": 1000, "log_every": 100, "checkpoints": {"every": 2000, "keep": 1, "best": False},
         "device": device, "dtype": "float32",
     }, base, seed, "claim")
     return base

@@ -41,7 +41,7 @@ from fathom.model.attention import (
     latent_rows,
     remember,
 )
-from fathom.model.layout import Layout, Pages
+from fathom.model.layout import Layout, Pages, kernels_run_on
 from fathom.model.lora import effective_weight
 from fathom.model.moe import MoE, SwiGLU
 from fathom.model.transformer import Block, MultiTokenPrediction, Transformer
@@ -150,7 +150,8 @@ def _multiplies_by_onednn() -> bool:
 class Plan:
     """`plan.step(tokens, layout)` decodes one token of every row, as the weights were at the last `refresh`.
 
-    Models of other types than FP32 and BF16, on other devices than the CPU, or too large to copy run as they are.
+    On a GPU steps are `GpuStep`'s. Models of other types than FP32 and BF16, on other devices, or too large to copy run
+    as they are.
     """
 
     def __init__(
@@ -183,12 +184,19 @@ class Plan:
         self._places: dict[str, Tensor] = {}  # compiled: where its graph reads the weights, packed or not
         self._laid: OrderedDict[int, _Laid] = OrderedDict()  # by rows; the one used last is last
         self._fresh, self._rows = False, 0
+        self.gpu = None
+        if kernels_run_on(weight) and not (compiled or fixed):
+            from fathom.engine.gpu import GpuStep
+
+            self.gpu = GpuStep(model)
         self._flat = torch.compile(self._step, dynamic=True) if compiled else self._step
         self._whole = torch.compile(self._forward, dynamic=True) if compiled else self._forward
 
     def refresh(self) -> None:
         """Steps go by the weights as they are now."""
         self._fresh = False
+        if self.gpu is not None:
+            self.gpu.refresh()
         if not self.compiled:
             self._laid.clear()  # and the memory with it
 
@@ -202,6 +210,8 @@ class Plan:
         numbers."""
         if self.fixed:
             return self.fixed
+        if self.gpu is not None:
+            return self.gpu.rows(count)
         if not (self.copies and self.packs) or self.compiled:
             return count
         return next((size for size in PACKED_FOR if size >= count), count)
@@ -216,12 +226,15 @@ class Plan:
             part = slice(at, at + self.most_rows)
             real = len(lengths[part])
             empty = self.rows(real) - real
+            width = 0 if self.gpu is None else self.gpu.width(-(-max(lengths[part]) // pages.size))
             yield part, empty, Layout.rows(
                 pages, [*tables[part], *[[NOWHERE]] * empty], [*lengths[part], *[1] * empty], piece,
-                split=not (self.fixed or self.compiled))
+                split=not (self.fixed or self.compiled), width=width)
 
     def step(self, token_B: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Final hidden states [B, D] and logits [B, V] of the next token of every row."""
+        """Final hidden states [B, D] and logits [B, V] of the next token of every row, good until the next step."""
+        if self.gpu is not None:
+            return self.gpu.step(token_B, layout)
         if not self.copies:
             return self._whole(token_B, layout)
         # angles stand outside of what is compiled: fused into their many readers they would be computed for each
@@ -230,6 +243,8 @@ class Plan:
 
     def guess(self, next_B: Tensor, hidden_BD: Tensor, layout: Layout) -> Tensor:
         """Logits [B, V] of the token after `next_B`, by multi-token prediction from the hidden states before it."""
+        if self.gpu is not None:
+            return self.gpu.guess(next_B, hidden_BD, layout)
         if not self.copies:
             return self.model.logits(self.model.predict_next(hidden_BD, next_B, layout))
         laid = self._laid_for(len(next_B))

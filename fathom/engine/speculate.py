@@ -105,7 +105,7 @@ class Drafter:
             real = len(following[part])
             next_B = torch.tensor([*following[part], *[0] * empty], device=hidden_TD.device)
             state_BD = torch.nn.functional.pad(hidden_TD[part], (0, 0, 0, empty))
-            rows.append(self.plan.guess(next_B, state_BD, layout)[:real])
+            rows.append(self.plan.guess(next_B, state_BD, layout)[:real].clone())  # before the next guess
         logits_TV = torch.cat(rows)
         return [(request, logits_TV[row]) for request, row in wanted]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fathom.model.config import ModelConfig
 from fathom.model.device import full_precision
-from fathom.model.layout import Layout
+from fathom.model.layout import Layout, Spans
 from fathom.model.lora import effective_weight
 from fathom.model.rope import rotate
 
@@ -69,6 +69,8 @@ def attend(q_THC: Tensor, k_TGC: Tensor, v_TGV: Tensor, layout: Layout, scale: f
 
     The narrower of keys and values is padded: the CPU's flash path needs equal widths (docs/log.md).
     """
+    if layout.spans is not None:
+        return attend_by_kernel(q_THC, k_TGC, v_TGV, layout.spans, scale)
     heads, v_width = q_THC.shape[1], v_TGV.shape[2]
     width = max(q_THC.shape[2], v_width)
     padded = [F.pad(t, (0, width - t.shape[2])) if t.shape[2] < width else t for t in (q_THC, k_TGC, v_TGV)]
@@ -89,6 +91,13 @@ def attend(q_THC: Tensor, k_TGC: Tensor, v_TGV: Tensor, layout: Layout, scale: f
         return o_THV
     assert layout.place_T is not None
     return o_THV.index_select(0, layout.place_T)
+
+
+def attend_by_kernel(q_THC: Tensor, k_UGC: Tensor, v_UGV: Tensor, spans: Spans, scale: float) -> Tensor:
+    """Attention of sequences' new tokens to all of their tokens, end to end: [T, H, V]."""
+    from fathom.model.kernels.prefill import packed_prefill
+
+    return packed_prefill(q_THC, k_UGC, v_UGV, spans.start_S, spans.whole_S, scale, spans.longest)
 
 
 def attend_onward(
@@ -236,12 +245,14 @@ class LatentAttention(nn.Module):
         return y_TD
 
     def _expanded(self, q_THC: Tensor, c_TR: Tensor, k_rope_T1P: Tensor, layout: Layout, layer: int) -> Tensor:
-        k, v = self._grow(c_TR, k_rope_T1P)
         if layout.past is None:
-            return attend(q_THC, k, v, layout, self.scale)
+            return attend(q_THC, *self._grow(c_TR, k_rope_T1P), layout, self.scale)
         (entry_YC,) = layout.recall(layer, layout.past)
+        if layout.spans is not None:  # what was recalled are all tokens, the new ones too
+            k, v = self._grow(entry_YC[:, : self.latent], entry_YC[:, None, self.latent:])
+            return attend_by_kernel(q_THC, k, v, layout.spans, self.scale)
         k_past, v_past = self._grow(entry_YC[:, : self.latent], entry_YC[:, None, self.latent:])
-        return attend_onward(q_THC, k, v, k_past, v_past, layout, self.scale)
+        return attend_onward(q_THC, *self._grow(c_TR, k_rope_T1P), k_past, v_past, layout, self.scale)
 
     def _grow(self, c_TR: Tensor, k_rope_T1P: Tensor) -> tuple[Tensor, Tensor]:
         """Keys [T, H, nope + rope] and values [T, H, V] of latents and rotated shared keys."""
@@ -286,6 +297,13 @@ class GroupedQueryAttention(nn.Module):
         remember(layout, layer, k_TGC, v_TGC)
         if layout.decoding is not None:
             o_THC = grouped_rows(q_THC, layout, layer, self.groups, self.scale)
+        elif layout.past is not None and (spans := layout.spans) is not None:
+            from fathom.model.kernels.prefill import paged_prefill
+
+            assert layout.pages is not None
+            k_pool, v_pool = layout.pages.layers[layer]
+            o_THC = paged_prefill(q_THC, k_pool, v_pool, spans.table_SN, spans.start_S, spans.past_S, self.scale,
+                                  spans.longest)
         elif layout.past is not None:
             # cells hold a token's heads side by side
             k_past, v_past = (part.view(-1, self.groups, self.width) for part in layout.recall(layer, layout.past))

@@ -50,7 +50,7 @@ class Pages:
             tuple(_zeros((blocks, heads, size, width), dtype, self.device) for heads, width in shapes)
             for _ in range(config.num_hidden_layers if layers is None else layers)
         ]
-        self.by_kernels = _kernels_read(self.layers[0][0])
+        self.by_kernels = kernels_run_on(self.layers[0][0])
 
     @property
     def bytes(self) -> int:
@@ -84,13 +84,13 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(dtype).view(shape)
 
 
-def _kernels_read(part: Tensor) -> bool:
-    """Whether kernels read the blocks where they lie; else entries are gathered for every step."""
-    if not part.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-        return False
+def kernels_run_on(tensor: Tensor) -> bool:
+    """Whether kernels read the cache's blocks where they lie; else entries are gathered for every step."""
+    if not tensor.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        return False  # without having imported Triton
     from fathom.model.kernels.launch import uses_kernel
 
-    return uses_kernel(part)
+    return uses_kernel(tensor)
 
 
 def cache_shapes(config: ModelConfig) -> tuple[tuple[int, int], ...]:
@@ -111,6 +111,17 @@ class Onward:
 
 
 @dataclass(frozen=True)
+class Spans:
+    """Where sequences begin and end, for kernels: S of them, of which new tokens are in the layout."""
+
+    start_S: Tensor  # [S + 1]: new tokens, cumulated
+    whole_S: Tensor  # [S + 1]: new ones and those in the cache
+    past_S: Tensor  # tokens in the cache
+    table_SN: Tensor  # blocks of each sequence
+    longest: int  # most new tokens of a sequence
+
+
+@dataclass(frozen=True)
 class Alike:
     """Rows `begin` to `end` − 1, which attend to about as many tokens."""
 
@@ -127,7 +138,8 @@ class Rows:
     table_BN: Tensor  # int64 blocks of each row's sequence; NOWHERE behind its end
     length_B: Tensor  # tokens that each row attends to
     parts: tuple[Alike, ...]  # none where kernels find the entries by the table
-    piece: int = 0  # positions looked at together; 0: all. S is a multiple of it
+    piece: int  # positions looked at together; 0: all. S is a multiple of it
+    numbers: Tensor  # int64: positions, lengths, sequences, cells and table end to end; the tensors above are its views
 
 
 @dataclass(frozen=True)
@@ -143,7 +155,9 @@ class Layout:
     pages: Pages | None = None
     cells: Tensor | None = None  # with pages: where each token's entries go, see Pages.cells
     pieces: tuple[Onward, ...] = ()
-    past: Tensor | None = None  # of all pieces, end to end: cells of what they have in the cache
+    # of all pieces, end to end: cells of what they have in the cache; where kernels attend, of their new tokens too
+    past: Tensor | None = None
+    spans: Spans | None = None  # instead of rectangles and pieces, where kernels attend
     decoding: Rows | None = None
 
     @classmethod
@@ -184,6 +198,8 @@ class Layout:
     @classmethod
     def fresh(cls, pages: Pages, tables: Sequence[Sequence[int]], lengths: Sequence[int]) -> Layout:
         """Whole prompts end to end, one for each table."""
+        if pages.by_kernels:
+            return replace(cls._spanned(pages, tables, [0] * len(lengths), lengths), past=None)
         flat = cls.packed(lengths, pages.device)
         cells = pages.cells(tables, [0] * len(lengths), lengths)
         return replace(flat, pages=pages, cells=cells)
@@ -193,50 +209,79 @@ class Layout:
         cls, pages: Pages, tables: Sequence[Sequence[int]], past: Sequence[int], counts: Sequence[int]
     ) -> Layout:
         """`counts[s]` tokens of each sequence, end to end, after `past[s]` that are in the cache already."""
+        if pages.by_kernels:
+            return cls._spanned(pages, tables, past, counts)
         device = pages.device
         pieces, begin = [], 0
         for before, count in zip(past, counts, strict=True):
             seen = torch.ones(count, before + count, dtype=torch.bool, device=device).tril_(before)
             pieces.append(Onward(begin, begin + count, before, seen))
             begin += count
-        ends = [before + count for before, count in zip(past, counts, strict=True)]
-        positions = np.concatenate([np.arange(before, end) for before, end in zip(past, ends, strict=True)])
-        numbers = np.repeat(np.arange(len(counts)), counts)
+        positions, numbers, ends = _counted(past, counts)
         return cls(torch.from_numpy(positions).to(device), torch.from_numpy(numbers).to(device), len(counts),
                    pages=pages, cells=pages.cells(tables, past, ends), pieces=tuple(pieces),
                    past=pages.cells(tables, [0] * len(past), past))
 
     @classmethod
+    def _spanned(
+        cls, pages: Pages, tables: Sequence[Sequence[int]], past: Sequence[int], counts: Sequence[int]
+    ) -> Layout:
+        """`onward` for kernels."""
+        positions, numbers, ends = _counted(past, counts)
+        table_SN = np.zeros((len(tables), max(-(-end // pages.size) for end in ends)), dtype=np.int64)
+        for row, table in zip(table_SN, tables, strict=True):
+            row[: len(table)] = table[: len(row)]
+        start_S, whole_S = (np.concatenate(([0], np.cumsum(sizes))) for sizes in (counts, ends))
+        parts = (positions, numbers, start_S, whole_S, np.asarray(past), table_SN.reshape(-1))
+        there = torch.from_numpy(np.concatenate(parts)).to(pages.device)  # one transfer
+        position_T, number_T, start, whole, before, blocks = torch.split(there, [len(part) for part in parts])
+        return cls(
+            position_T, number_T, len(counts), pages=pages, cells=pages.cells(tables, past, ends),
+            past=pages.cells(tables, [0] * len(past), ends),
+            spans=Spans(start, whole, before, blocks.view(len(tables), -1), max(counts)))
+
+    @classmethod
     def rows(
-        cls, pages: Pages, tables: Sequence[Sequence[int]], lengths: Sequence[int], piece: int = 0, split: bool = False
+        cls, pages: Pages, tables: Sequence[Sequence[int]], lengths: Sequence[int], piece: int = 0, split: bool = False,
+        width: int = 0,
     ) -> Layout:
         """One token for each table, the last of `lengths[b]` that it attends to. Rows may share a table.
 
         `piece`, where given, is the number of positions that are looked at together. `split`: rows of similar lengths,
         which should stand together, are attended to by themselves, so that short ones are not padded to the longest.
+        `width`: least number of blocks of a row's table, where that should be one of few.
         """
         size, heads = pages.size, pages.heads
         longest = max(lengths) if not piece else -(-max(lengths) // piece) * piece
-        table_BN = np.zeros((len(tables), -(-longest // size)), dtype=np.int64)
+        table_BN = np.zeros((len(tables), max(-(-longest // size), width)), dtype=np.int64)
         for row, table in zip(table_BN, tables, strict=True):
             row[: len(table)] = table[: len(row)]
-        position_B = np.asarray(lengths, dtype=np.int64) - 1
+        length_B = np.asarray(lengths, dtype=np.int64)
         head_G = np.arange(heads) * size
-        block_B = table_BN[np.arange(len(tables)), position_B // size]
-        own_BG = (block_B * (heads * size) + position_B % size)[:, None] + head_G
-        position, own, numbers = (
-            torch.from_numpy(x).to(pages.device) for x in (position_B, own_BG.reshape(-1), table_BN))
+        block_B = table_BN[np.arange(len(tables)), (length_B - 1) // size]
+        own_BG = (block_B * (heads * size) + (length_B - 1) % size)[:, None] + head_G
+        numbers = np.concatenate((length_B - 1, length_B, np.arange(len(tables)), own_BG.reshape(-1),
+                                  table_BN.reshape(-1)))
         parts = []
         for begin, end in [] if pages.by_kernels else _alike(lengths) if split else [(0, len(tables))]:
-            width = max(lengths[begin:end]) if split else longest
-            blocks = table_BN[begin:end, : -(-width // size)]
-            every_BS = (blocks[:, :, None] * (heads * size) + np.arange(size)).reshape(end - begin, -1)[:, :width]
+            wide = max(lengths[begin:end]) if split else longest
+            blocks = table_BN[begin:end, : -(-wide // size)]
+            every_BS = (blocks[:, :, None] * (heads * size) + np.arange(size)).reshape(end - begin, -1)[:, :wide]
             cells = torch.from_numpy((every_BS[:, None, :] + head_G[:, None]).reshape(-1)).to(pages.device)
-            there_BS = torch.arange(width, device=pages.device) <= position[begin:end, None]
+            there_BS = torch.from_numpy(np.arange(wide) < length_B[begin:end, None]).to(pages.device)
             past = torch.zeros(there_BS.shape, dtype=pages.dtype, device=pages.device)
             parts.append(Alike(begin, end, cells, past.masked_fill_(~there_BS, float("-inf"))))
-        return cls(position, torch.arange(len(tables), device=pages.device), len(tables), pages=pages, cells=own,
-                   decoding=Rows(numbers, position + 1, tuple(parts), piece))
+        return cls.of_numbers(pages, torch.from_numpy(numbers).to(pages.device), len(tables), tuple(parts), piece)
+
+    @classmethod
+    def of_numbers(
+        cls, pages: Pages, numbers: Tensor, rows: int, parts: tuple[Alike, ...] = (), piece: int = 0
+    ) -> Layout:
+        """The layout of so many single tokens whose `Rows.numbers` these are, which are seen and not copied."""
+        position_B, length_B, sequence_B, own_BG, table_BN = torch.split(
+            numbers, [rows, rows, rows, rows * pages.heads, len(numbers) - rows * (3 + pages.heads)])
+        return cls(position_B, sequence_B, rows, pages=pages, cells=own_BG,
+                   decoding=Rows(table_BN.view(rows, -1), length_B, parts, piece, numbers))
 
     def recall(self, layer: int, cells: Tensor) -> tuple[Tensor, ...]:
         """A layer's entries in `cells`, each [cells, width]."""
@@ -248,6 +293,13 @@ class Layout:
         return Layout(self.positions_T.to(device), self.sequence_T.to(device), self.sequences,
                       tuple(r.to(device) for r in self.rectangles),
                       None if self.place_T is None else self.place_T.to(device), self.in_order)
+
+
+def _counted(past: Sequence[int], counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Position and sequence of every new token, and where each sequence ends."""
+    ends = [before + count for before, count in zip(past, counts, strict=True)]
+    positions = np.concatenate([np.arange(before, end) for before, end in zip(past, ends, strict=True)])
+    return positions, np.repeat(np.arange(len(counts)), counts), ends
 
 
 def _alike(lengths: Sequence[int]) -> list[tuple[int, int]]:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from fathom.model.config import ModelConfig
 from fathom.model.device import full_precision
 
+FEW_PAIRS = 1024  # of token and expert, up to which they are not sorted on a GPU
+
 
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) · up(x)), no biases."""
@@ -114,10 +116,10 @@ class Experts(nn.Module):
         """Σ_k weight · expert(x), [T, D]. Tokens are sorted by expert, so each expert multiplies one block; few of them
         on a GPU, without a gradient, are taken as they are."""
         if x_TD.is_cuda and not torch.is_grad_enabled() and type(self) is Experts:
-            from fathom.model.kernels.experts import MOST_PAIRS, decode_experts
+            from fathom.model.kernels.experts import decode_experts
 
-            if expert_TK.numel() <= MOST_PAIRS:
-                return decode_experts(x_TD, self.gate_up_proj, self.down_proj, expert_TK, weight_TK)
+            if expert_TK.numel() <= FEW_PAIRS:
+                return decode_experts(x_TD, self.gate_up_proj, self.down_proj, expert_TK, weight_TK).sum(1)
         order = expert_TK.flatten().argsort(stable=True)  # the (token, choice) pairs, expert by expert
         counts = torch.bincount(expert_TK.flatten(), minlength=self.gate_up_proj.shape[0])
         back_TK = torch.empty_like(order)

@@ -27,7 +27,7 @@ _ADJECTIVES = ("old", "quiet", "young", "tired", "clever", "slow", "happy", "pal
 _NOUNS = ("miller", "farmer", "sailor", "teacher", "baker", "hunter", "singer", "doctor")
 _VERBS = ("walks", "returns", "looks", "comes", "travels", "drives", "turns", "hurries")
 _PLACES = ("river", "village", "market", "forest", "harbour", "bridge", "garden", "mountain")
-_WORDS = (*NAMES, *_ADJECTIVES, *_NOUNS, *_VERBS, *_PLACES, "The", "code", "of", "is", "to", "the")
+_WORDS = (*NAMES, *_ADJECTIVES, *_NOUNS, *_VERBS, *_PLACES, "The", "badge", "reads", "to", "the")
 _PIECES = re.compile(r"\d|\s(?=\d)|[^\W\d_]+|[^\w\s]|_")
 _NUMBER = re.compile(r"\d+")
 _LONGEST = 1_000_000
@@ -60,7 +60,7 @@ class Haystack:
     @property
     def question(self) -> str:
         """The text and a question about it."""
-        return f"{self.text}\nWhat is the code of {self.name}? Answer with the number alone."
+        return f"{self.text}\nWhich number does the badge of {self.name} bear? Answer with the number alone."
 
 
 def haystack(
@@ -147,11 +147,11 @@ def repeated(length: int, seed: str) -> str:
 
 def fact(name: str, code: str) -> str:
     """The sentence that states a code."""
-    return f"{_opening(name)} {code}."
+    return f"{_opening(name)}{code}."
 
 
 def _opening(name: str) -> str:
-    return f"The code of {name} is"
+    return f"The badge reads {name}"  # the code follows the name at once: what stood after it is what is asked for
 
 
 def _filler(rng: random.Random) -> str:

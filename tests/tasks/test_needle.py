@@ -13,7 +13,7 @@ from fathom.tasks.needle import NeedleTask, document, fact, haystack, judge_code
 from fathom.tasks.task import load_task
 
 TASK = "fathom.tasks.needle:NeedleTask"
-FACT = re.compile(r"The code of (\w+) is (\d+)\.")
+FACT = re.compile(r"The badge reads ([a-z]+)(\d+)\.")
 
 
 @pytest.mark.parametrize("depth", [0.0, 0.3, 0.5, 1.0])
@@ -26,10 +26,10 @@ def test_a_haystack_has_its_length_and_its_needle_at_its_depth(length: int, dept
     assert facts.count((made.name, made.code)) == 1
     assert len({name for name, _ in facts}) == len({code for _, code in facts}) == 4
     sentences = made.text.split(". ")
-    at = next(i for i, s in enumerate(sentences) if s.startswith(f"The code of {made.name} is"))
+    at = next(i for i, s in enumerate(sentences) if s.startswith(f"The badge reads {made.name}"))
     assert at == round(depth * (len(sentences) - 1))
-    assert made.cue == f" The code of {made.name} is"
-    assert f"{made.text}{made.cue} {made.code}.".endswith(fact(made.name, made.code))
+    assert made.cue == f" The badge reads {made.name}"
+    assert f"{made.text}{made.cue}{made.code}.".endswith(fact(made.name, made.code))
 
 
 def test_it_depends_on_its_arguments_alone() -> None:
@@ -46,8 +46,8 @@ def test_it_is_measured_by_what_the_caller_counts() -> None:
 
 
 def test_facts_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"length=40: 4 facts and the question take \d+; ask for longer texts"):
-        haystack(40, 0.5, "a")
+    with pytest.raises(UsageError, match=r"length=30: 4 facts and the question take \d+; ask for longer texts"):
+        haystack(30, 0.5, "a")
 
 
 def test_a_document_says_the_same_of_everybody_all_along() -> None:

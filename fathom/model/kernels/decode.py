@@ -20,7 +20,17 @@ import torch
 from torch import Tensor
 
 from fathom.model.kernels.latent_fp8 import dequantise_entries, entry_bytes
-from fathom.model.kernels.launch import INTERPRETED, LOG2E, Launch, kernel, tile, tl, uses_kernel
+from fathom.model.kernels.launch import (
+    INTERPRETED,
+    LOG2E,
+    Launch,
+    after_those_before,
+    kernel,
+    starts_early,
+    tile,
+    tl,
+    uses_kernel,
+)
 from fathom.model.quant import BLOCK, blocks
 
 PROGRAMS = 128  # that a GPU is full with: about one on each of its processors
@@ -38,7 +48,7 @@ def paged_latent_decode(
     of them; `q_BHC` is the query carried into the latent's space beside its rotary channels. The softmax and all sums
     are FP32.
     """
-    if not uses_kernel(q_BHC, pool) or (pool.is_cuda and pool.dtype == torch.uint8 and not _reads_fp8(pool.device)):
+    if not (uses_kernel(q_BHC, pool) and reads_latents(pool)):
         return plain_latent_decode(q_BHC, pool, table_BN, length_B, latent, scale)
     z_BHR = q_BHC.new_empty(*q_BHC.shape[:2], latent)
     for launch in latent_launches(q_BHC, pool, table_BN, length_B, latent, scale, z_BHR, fixed_split):
@@ -79,8 +89,9 @@ def plain_grouped_decode(
     return _weighed(q_XMC, k_XSC, v_XSC, length_B.repeat_interleave(groups), scale).view(rows, q_BHC.shape[1], -1)
 
 
-def _reads_fp8(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) >= (8, 9)
+def reads_latents(pool: Tensor) -> bool:
+    """Whether the kernel reads this pool: bytes need a GPU that knows FP8."""
+    return not (pool.is_cuda and pool.dtype == torch.uint8) or torch.cuda.get_device_capability(pool.device) >= (8, 9)
 
 
 def _roomy(q: Tensor) -> bool:
@@ -109,6 +120,16 @@ def latent_launches(
     fixed_split: int | None,
 ) -> list[Launch]:
     """The kernels that fill `z_BHR`: one, or two where positions are split."""
+    first, share, sum_BSH, split = latent_shares(q_BHC, pool, table_BN, length_B, latent, scale, z_BHR, fixed_split)
+    return [first] if share is z_BHR else [first, combine_launch(share, sum_BSH, length_B, z_BHR, split)]
+
+
+def latent_shares(
+    q_BHC: Tensor, pool: Tensor, table_BN: Tensor, length_B: Tensor, latent: int, scale: float, z_BHR: Tensor,
+    fixed_split: int | None,
+) -> tuple[Launch, Tensor, Tensor, int]:
+    """The kernel that attends, where it puts the shares of a row (`z_BHR` itself, where there is one) and their sums'
+    logarithms, and the positions of a share."""
     rows, heads, width = q_BHC.shape
     in_bytes = pool.dtype == torch.uint8
     expected = entry_bytes(latent, width - latent) if in_bytes else width
@@ -130,8 +151,9 @@ def latent_launches(
         "table_row": table_BN.stride(0)}, {
         "BLOCK": pool.shape[2], "R": latent, "P": width - latent, "R_TILE": tile(latent),
         "P_TILE": tile(width - latent), "M": head_tile, "N": positions, "SCALES": blocks(latent) if in_bytes else 0,
-        "Q_TILE": max(1, tile(latent) // BLOCK), "UPCAST": INTERPRETED}, warps=8, stages=3)
-    return [first] if splits == 1 else [first, _combine_launch(share, sum_BSH, length_B, z_BHR, split)]
+        "Q_TILE": max(1, tile(latent) // BLOCK), "EARLY": starts_early(q_BHC), "UPCAST": INTERPRETED}, warps=8,
+        stages=2 if head_tile == 16 else 3, early=starts_early(q_BHC))
+    return first, share, sum_BSH, split
 
 
 def grouped_launches(
@@ -156,7 +178,7 @@ def grouped_launches(
         "pool_group": k_pool.stride(1), "pool_cell": k_pool.stride(2), "table_row": table_BN.stride(0)}, {
         "BLOCK": k_pool.shape[2], "C": width, "C_TILE": tile(width), "M": head_tile, "N": positions,
         "UPCAST": INTERPRETED}, stages=3)
-    return [first] if splits == 1 else [first, _combine_launch(share, sum_BSH, length_B, o_BHC, split)]
+    return [first] if splits == 1 else [first, combine_launch(share, sum_BSH, length_B, o_BHC, split)]
 
 
 def _split(programs: int, longest: int, positions: int, fixed: int | None) -> tuple[int, int]:
@@ -175,20 +197,23 @@ def _shares(out_BHC: Tensor, splits: int) -> tuple[Tensor, Tensor]:
     return out_BHC if splits == 1 else sum_BSH.new_empty(rows, splits, heads, width), sum_BSH
 
 
-def _combine_launch(share: Tensor, sum_BSH: Tensor, length_B: Tensor, out_BHC: Tensor, split: int) -> Launch:
+def combine_launch(share: Tensor, sum_BSH: Tensor, length_B: Tensor, out_BHC: Tensor, split: int) -> Launch:
+    """The kernel that adds shares up."""
     rows, splits, heads, width = share.shape
     return Launch(_combine_kernel, (rows, heads), {
         "share": share, "log_sum": sum_BSH, "length": length_B, "out": out_BHC, "heads": heads, "split": split,
-        "splits": splits}, {"C": width, "C_TILE": tile(width)})
+        "splits": splits}, {"C": width, "C_TILE": tile(width), "EARLY": starts_early(share)}, early=starts_early(share))
 
 
 @kernel
 def _latent_kernel(
     q, pool, table, length, share, log_sum, scale, heads, split, splits, q_row, q_head, pool_block, pool_cell,
     table_row, BLOCK: tl.constexpr, R: tl.constexpr, P: tl.constexpr, R_TILE: tl.constexpr, P_TILE: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, SCALES: tl.constexpr, Q_TILE: tl.constexpr, UPCAST: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, SCALES: tl.constexpr, Q_TILE: tl.constexpr, EARLY: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):
     """SCALES > 0: entries are bytes, E4M3 numbers, so many FP32 scales, BF16 rotary channels."""
+    after_those_before(EARLY)
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(2)
     first = part * split
     last = tl.minimum(tl.load(length + row).to(tl.int32), first + split)
@@ -289,9 +314,10 @@ def _grouped_kernel(
 
 @kernel
 def _combine_kernel(
-    share, log_sum, length, out, heads, split, splits, C: tl.constexpr, C_TILE: tl.constexpr,
+    share, log_sum, length, out, heads, split, splits, C: tl.constexpr, C_TILE: tl.constexpr, EARLY: tl.constexpr,
 ):
     """Shares in their order, weighed by their sums."""
+    after_those_before(EARLY)
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     c_C = tl.arange(0, C_TILE)
     most, total = float("-inf"), 0.0

@@ -1,75 +1,76 @@
-"""Graphed: a step recorded once per batch size as a CUDA graph, and replayed: no Python, no launch by launch."""
+"""Graphed: a step recorded once per shape of its inputs as a CUDA graph, and replayed: one launch, and no Python."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Recording = tuple[Callable[[], None], Tensor]  # runs the step again on what its inputs now hold; where its result is
-Record = Callable[[Callable[[], Tensor]], Recording]
+Outcome = tuple[Tensor, ...]
+Recording = tuple[Callable[[], None], Outcome]  # runs the step again on what its inputs now hold; where results are
+Record = Callable[[Callable[[], Outcome]], Recording]
 WARM = 2  # runs before recording: libraries choose their algorithms and take their memory
 
 
 class Graphed:
-    """`graphed(*inputs)` gives what `step(*inputs)` gives, the batch filled up to the next of `sizes`.
+    """`graphed(*inputs)` gives what `step(*inputs)` gives.
 
-    Every input's first dimension is the batch; `fill` names, for each input, what stands in the rows that are filled
-    up: they are computed too, so their cache cells must be nobody's, their lengths 1, their experts in range. Recorded
-    once for each size and each width of the inputs; larger batches run as they are. The result lies where the next call
-    will overwrite it. A step must not ask the device anything, and its tensors must stay where they were recorded:
-    after moving a weight, `forget()`.
+    Recorded once for every combination of the inputs' shapes: those who call it fill batches up to few sizes. Results
+    lie where the next call, of any shape, will overwrite them. A step must not ask the device anything, and the tensors
+    that it reads besides its inputs must stay where they were recorded: after moving one, `forget()`.
 
     Where recording fails the step runs as it is from then on, and a warning says so.
     """
 
-    def __init__(
-        self, step: Callable[..., Tensor], sizes: Sequence[int], fill: Sequence[float], record: Record | None = None
-    ):
-        self.step, self.sizes, self.fill = step, sorted(sizes), tuple(fill)
-        self._record = record or record_cuda
-        self._recorded: dict[tuple[object, ...], tuple[list[Tensor], Recording]] = {}
+    def __init__(self, step: Callable[..., Outcome], record: Record | None = None):
+        self.step = step
+        self._record = record or _CudaRecorder()
+        self._recorded: dict[tuple[Any, ...], tuple[list[Tensor], Recording]] = {}
         self.failed: str | None = None
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        rows = len(inputs[0])
-        size = next((size for size in self.sizes if size >= rows), None)
-        if size is None or self.failed is not None:
+    def __call__(self, *inputs: Tensor) -> Outcome:
+        if self.failed is not None:
             return self.step(*inputs)
-        key = (size, *((t.shape[1:], t.dtype) for t in inputs))
-        if key in self._recorded:
-            buffers, (replay, out) = self._recorded[key]
-            self._put(buffers, inputs)
-            replay()
-            return out[:rows]
-        buffers = [t.new_empty(size, *t.shape[1:]) for t in inputs]
-        self._put(buffers, inputs)
-        try:
-            recording = self._record(lambda: self.step(*buffers))
-        except RuntimeError as error:
-            self.failed = str(error)
-            logging.getLogger(__name__).warning(
-                "batch %d: the step was not recorded as a CUDA graph and runs as it is, slower: %s", size, error)
-            return self.step(*inputs)
-        self._recorded[key] = buffers, recording
-        recording[0]()
-        return recording[1][:rows]
+        key = tuple((t.shape, t.dtype) for t in inputs)
+        if key not in self._recorded:
+            buffers = [t.clone() for t in inputs]
+            try:
+                self._recorded[key] = buffers, self._record(lambda: self.step(*buffers))
+            except RuntimeError as error:
+                self.failed = str(error)
+                logging.getLogger(__name__).warning(
+                    "batch %d: the step was not recorded as a CUDA graph and runs as it is, slower: %s",
+                    len(inputs[0]), error)
+                return self.step(*inputs)
+        buffers, (replay, out) = self._recorded[key]
+        for buffer, given in zip(buffers, inputs, strict=True):
+            buffer.copy_(given)
+        replay()
+        return out
 
     def forget(self) -> None:
         """Drops what was recorded, and with it the memory; the next calls record anew."""
         self._recorded.clear()
         self.failed = None
 
-    def _put(self, buffers: list[Tensor], inputs: Sequence[Tensor]) -> None:
-        for buffer, given, fill in zip(buffers, inputs, self.fill, strict=True):
-            buffer[: len(given)].copy_(given)
-            buffer[len(given):].fill_(fill)  # every time: a longer batch may have stood there
+
+class _CudaRecorder:
+    """Records graphs that share their memory: only one of them runs at a time."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def __call__(self, run: Callable[[], Outcome]) -> Recording:
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        return record_cuda(run, self._pool)
 
 
-def record_cuda(run: Callable[[], Tensor]) -> Recording:
-    """Runs the step on a stream of its own until it is warm, then records it."""
+def record_cuda(run: Callable[[], Any], pool: Any = None) -> tuple[Callable[[], None], Any]:
+    """Runs the step on a stream of its own until it is warm, then records it: what replays it, and its result."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -77,6 +78,6 @@ def record_cuda(run: Callable[[], Tensor]) -> Recording:
             run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         out = run()
     return graph.replay, out

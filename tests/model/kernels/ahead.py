@@ -49,7 +49,7 @@ def compiled(launch: Launch, capability: int, folder: Path) -> Held:
             attrs[(number,)] = [["tt.divisibility", 16]]
     made = triton.compile(
         ASTSource(launch.kernel, signature, fixed, attrs), target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": launch.warps, "num_stages": launch.stages})
+        options={"num_warps": launch.warps, "num_stages": launch.stages, "launch_pdl": launch.early})
     path = folder / "kernel.cubin"
     path.write_bytes(made.asm["cubin"])
     usage = subprocess.run([DUMP, "--dump-resource-usage", path], capture_output=True, text=True, check=True).stdout

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def ready() -> None:
@@ -25,7 +26,7 @@ def call(module: str, function: str, packed: bytes, back: int | None = None, sou
     `source` is a file to take the module from instead: a mutant. Tensors travel as bytes.
     """
     if source is None:
-        found = import_module(f"fathom.model.kernels.{module}")
+        found = import_module("child" if module == "child" else f"fathom.model.kernels.{module}")
     else:
         spec = spec_from_file_location(source.stem, source)
         assert spec is not None and spec.loader is not None
@@ -34,6 +35,51 @@ def call(module: str, function: str, packed: bytes, back: int | None = None, sou
     args = unpack(packed)
     result = getattr(found, function)(*args)
     return pack(result if back is None else args[back])
+
+
+def chosen(config: dict[str, Any], weight: Tensor, bias: Tensor, x: Tensor, shared: int) -> tuple[Tensor, Tensor]:
+    """`gate.choose_experts` for a router of these numbers."""
+    from fathom.model.config import ModelConfig
+    from fathom.model.kernels.gate import choose_experts
+    from fathom.model.moe import Gate
+
+    module = Gate(ModelConfig(**config)).requires_grad_(False).to(weight.dtype)
+    module.weight.copy_(weight)
+    if module.e_score_correction_bias is not None:
+        module.e_score_correction_bias.copy_(bias)
+    return choose_experts(x, module, shared)
+
+
+def completed(config: dict[str, Any], prompts: list[list[int]], settings: dict[str, Any]) -> list[Any]:
+    """What the engine makes of prompts, greedily: [tokens, log-probabilities] of two completions each, and whether
+    kernels stood for the model's modules."""
+    from fathom.core.chat import Sampling
+    from fathom.engine.engine import Engine
+    from fathom.engine.settings import EngineSettings
+    from fathom.model.config import ModelConfig
+    from fathom.model.transformer import Transformer
+
+    model = Transformer(ModelConfig(**config)).initialise(1).requires_grad_(False)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.mul_(4)  # attention is far from even
+    engine = Engine(model, Silent(), EngineSettings(**settings))  # type: ignore[arg-type]
+    done = engine.complete(prompts, Sampling(max_tokens=6, temperature=0), 2)
+    # a second time, under other weights
+    model.embed_tokens.weight.mul_(1.5)
+    done += engine.complete(prompts, Sampling(max_tokens=6, temperature=0), 2)
+    found = [[list(one.tokens), list(one.logprobs)] for each in done for one in each]
+    return [found, engine.plan.gpu is not None and engine.plan.gpu.joined]
+
+
+class Silent:
+    """A tokenizer that says nothing and never stops."""
+
+    stop_ids: frozenset[int] = frozenset()
+    control_ids: frozenset[int] = frozenset()
+
+    def decode(self, tokens: Any) -> str:
+        return ""
 
 
 def pack(value: Any) -> bytes:

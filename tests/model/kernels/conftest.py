@@ -38,3 +38,9 @@ def interpreted() -> Iterator[Callable[..., Any]]:
             return child.unpack(pool.submit(child.call, module, function, child.pack(args), **named).result())
 
         yield call
+
+
+@pytest.fixture
+def interpreted_gate(interpreted: Callable[..., Any]) -> Callable[..., Any]:
+    """`interpreted_gate(config, weight, bias, x, shared)`: what the kernels choose for a router of these numbers."""
+    return lambda *args: interpreted("child", "chosen", *args)

@@ -16,8 +16,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fathom.model.kernels import decode, experts, fused, prefill
+from fathom.model.kernels import absorb, decode, experts, fused, gate, prefill
 from fathom.model.kernels.launch import Launch
+from fathom.model.moe import Gate
+from fathom.model.presets import PRESETS
 
 pytest.importorskip("triton", reason="the kernels need Triton: pip install 'fathom-reasoning[kernels]'")
 from ahead import SHARED, compiled
@@ -67,9 +69,39 @@ def chosen(rows: int, number: int, width: int, inner: int, k: int, dtype: torch.
 def small(width: int, dtype: torch.dtype = torch.bfloat16) -> list[Launch]:
     rows = [on_meta(4, width, dtype=dtype) for _ in range(4)]
     angles = (on_meta(4, 32, dtype=torch.float32),) * 2
-    return [fused.add_norm_launch(rows[0], rows[1], on_meta(width, dtype=dtype), 1e-6, *rows[2:]),
+    return [fused.add_norm_launch(rows[0], rows[1][:, None], on_meta(width, dtype=dtype), 1e-6, *rows[2:]),
             fused.write_latent_launch(on_meta(4, 576, dtype=dtype), on_meta(512, dtype=dtype), 1e-6, angles, True,
                                       on_meta(1000, 1, 64, 576, dtype=dtype), on_meta(4, dtype=NUMBER))]
+
+
+def shared(rows: int, number: int, width: int, inner: int, k: int, dtype: torch.dtype = torch.bfloat16) -> list[Launch]:
+    """The chosen experts beside two that every row goes through."""
+    x, gate_up, down, y = (on_meta(*shape, dtype=dtype) for shape in (
+        (rows, width), (number, 2 * inner, width), (number, width, inner), (rows * (k + 2), width)))
+    more = on_meta(2 * inner, width, dtype=dtype), on_meta(2 * inner, width, dtype=dtype), on_meta(
+        width, 2 * inner, dtype=dtype)
+    return experts.launches(x, gate_up, down, on_meta(rows, k + 2, dtype=NUMBER),
+                            on_meta(rows, k + 2, dtype=torch.float32), y, more)
+
+
+def around(rows: int, heads: int, dtype: torch.dtype = torch.bfloat16) -> list[Launch]:
+    """What a latent decoding step does around its attention."""
+    up, pool = on_meta(heads, 256, 512, dtype=dtype), on_meta(1000, 1, 16, 576, dtype=dtype)
+    q, entry, norm, out = (on_meta(*shape, dtype=dtype) for shape in (
+        (rows, heads, 192), (rows, 576), (512,), (rows, heads, 576)))
+    angles = (on_meta(rows, 32, dtype=torch.float32),) * 2
+    length = on_meta(rows, dtype=NUMBER)
+    return [absorb.queries_launch(q, up[:, :128], entry, norm, 1e-6, angles, True, pool, length, out),
+            *absorb.values_launches(out, pool, on_meta(rows, 64, dtype=NUMBER), length, 0.1, up[:, 128:],
+                                    on_meta(rows, heads, 128, dtype=dtype))]
+
+
+def router(name: str, rows: int, dtype: torch.dtype = torch.bfloat16) -> list[Launch]:
+    with torch.device("meta"):
+        module = Gate(PRESETS[name]).to(dtype)
+    chosen = module.chosen + 1
+    return gate.launches(on_meta(rows, PRESETS[name].hidden_size, dtype=dtype), module,
+                         on_meta(rows, chosen, dtype=NUMBER), on_meta(rows, chosen, dtype=torch.float32))
 
 
 LAUNCHES = {
@@ -81,7 +113,10 @@ LAUNCHES = {
     "paged prefill, 9 heads of 3 groups (SmolLM2)": paged(9, 3, 64),
     "experts, 1 row (V2-Lite)": chosen(1, 64, 2048, 1408, 6), "experts, 1 row (V3)": chosen(1, 256, 7168, 2048, 8),
     "experts, 32 rows (V3)": chosen(32, 256, 7168, 2048, 8),
-    "small operations (V3)": small(7168),
+    "experts beside shared ones, 1 row (V2-Lite)": shared(1, 64, 2048, 1408, 6),
+    "experts beside shared ones, 64 rows (V2-Lite)": shared(64, 64, 2048, 1408, 6),
+    "around the attention, 1 row (V2-Lite)": around(1, 16), "around the attention, 64 rows (V3)": around(64, 128),
+    "router, 4 rows (V3)": router("deepseek-v3", 4), "small operations (V3)": small(7168),
 }
 BYTES = {"latents in bytes, 16 heads (V2-Lite)": latent(16, in_bytes=True),
          "latents in bytes, 128 heads (V3)": latent(128, in_bytes=True)}  # sm_80 has no E4M3
@@ -89,11 +124,16 @@ EXACT = {"latent decoding, FP32, 16 heads": latent(16, torch.float32),
          "packed prefill, FP32": packed(16, torch.float32),
          "latent decoding, FP32, 128 heads": latent(128, torch.float32),
          "experts, FP32": chosen(4, 64, 2048, 1408, 6, torch.float32),
+         "experts beside shared ones, FP32": shared(4, 64, 2048, 1408, 6, torch.float32),
+         "around the attention, FP32": around(4, 16, torch.float32),
+         "router, FP32": router("deepseek-v3", 4, torch.float32),
          "small operations, FP32": small(2048, torch.float32)}
 MANY = {"latent decoding, 16 heads, 256 rows": latent(16, rows=256),
-        "experts, 64 rows (V2-Lite)": chosen(64, 64, 2048, 1408, 6)}
+        "experts beside shared ones, 256 rows (V3)": shared(256, 256, 7168, 2048, 8)}
 LARGER = {name for name in LAUNCHES if "prefill" in name or "128 heads" in name}
-MULTIPLIES = {"_latent_kernel", "_grouped_kernel", "_prefill_kernel", "_inner_kernel", "_outer_kernel"}
+MULTIPLIES = {"_latent_kernel", "_grouped_kernel", "_prefill_kernel", "_inner_kernel", "_outer_kernel",
+              "_affinity_kernel", "_queries_kernel", "_values_kernel"}
+ONCE = {"_prefill_kernel", "_queries_kernel", "_values_kernel"}  # load without a loop to load ahead in, or in few steps
 LATER = pytest.mark.long
 
 
@@ -119,9 +159,24 @@ def test_kernels_compile(name: str, capability: int, tmp_path: Path) -> None:
         assert held.shared <= SHARED[capability]
         if kernel in MULTIPLIES and name not in EXACT:
             assert "wgmma.mma_async" in held.ptx or "mma.sync.aligned" in held.ptx
-            assert "cp.async" in held.ptx or kernel == "_prefill_kernel"
+            assert "cp.async" in held.ptx or kernel in ONCE
         if capability == 90 and name in LARGER and kernel in MULTIPLIES:
             assert "wgmma.mma_async" in held.ptx  # sm_90's products of 64 rows and more
+
+
+def test_kernels_that_begin_early_wait(tmp_path: Path) -> None:
+    """What starts before its predecessors have ended waits for them, and lets the next one start."""
+    seen = set()
+    for name in ("latent decoding, 16 heads (V2-Lite)", "experts beside shared ones, 64 rows (V2-Lite)",
+                 "around the attention, 1 row (V2-Lite)", "router, 4 rows (V3)", "small operations (V3)"):
+        for launch in LAUNCHES[name]:
+            if "EARLY" in launch.fixed:
+                assert "griddepcontrol" not in compiled(launch, 90, tmp_path).ptx
+                held = compiled(replace(launch, fixed={**launch.fixed, "EARLY": True}, early=True), 90, tmp_path)
+                assert "griddepcontrol.wait" in held.ptx and "griddepcontrol.launch_dependents" in held.ptx
+                seen.add(launch.kernel.__name__)
+    assert seen == {"_latent_kernel", "_combine_kernel", "_rank_kernel", "_inner_kernel", "_outer_kernel",
+                    "_queries_kernel", "_values_kernel", "_affinity_kernel", "_choose_kernel", "_add_norm_kernel"}
 
 
 @pytest.mark.long

@@ -16,10 +16,10 @@ from made_caches import gap
 from torch import Tensor
 
 from fathom.model.config import ModelConfig
-from fathom.model.kernels import experts, fused
-from fathom.model.kernels.graphed import Graphed, Recording
+from fathom.model.kernels import experts, fused, gate
+from fathom.model.kernels.graphed import Graphed, Outcome, Recording
 from fathom.model.kernels.launch import tile, uses_kernel
-from fathom.model.moe import Experts
+from fathom.model.moe import Experts, Gate, SwiGLU
 
 Call = Callable[..., Any]
 BARS = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}  # as for attention, through two products
@@ -39,7 +39,8 @@ def made_experts(
 
 @pytest.mark.parametrize("dtype", BARS)
 @pytest.mark.parametrize("case", [
-    (1, 2, 8, 48, 24), (4, 3, 8, 160, 40), (20, 2, 4, 64, 32), (17, 1, 3, 32, 16, "alike")])  # one more than a tile
+    (1, 2, 8, 48, 24), (4, 3, 8, 160, 40), (20, 2, 4, 64, 32), (17, 1, 3, 32, 16, "alike"),  # one more than a tile
+    (40, 2, 4, 32, 16), (70, 1, 3, 32, 16, "alike"), (120, 2, 3, 32, 16)])  # in order; two of no pair; 64 a tile
 def test_experts(interpreted: Call, case: tuple[Any, ...], dtype: torch.dtype) -> None:
     made = made_experts(*case[:5], dtype=dtype, alike=len(case) > 5)
     found = interpreted("experts", "decode_experts", *made)
@@ -55,7 +56,63 @@ def test_experts_twin_is_the_module() -> None:
     module = Experts(ModelConfig(hidden_size=48, moe_intermediate_size=24, n_routed_experts=8)).requires_grad_(False)
     module.gate_up_proj.copy_(gate_up)
     module.down_proj.copy_(down)
-    assert gap(experts.decode_experts(x, gate_up, down, choice, weight), module(x, choice, weight)) < 1e-6
+    found = experts.decode_experts(x, gate_up, down, choice, weight)
+    assert found.shape == (5, 3, 48)
+    assert gap(found.sum(1), module(x, choice, weight)) < 1e-6
+
+
+@pytest.mark.parametrize("rows", [2, 20])  # by pair, and put in order
+def test_experts_beside_shared_ones(interpreted: Call, rows: int) -> None:
+    x, gate_up, down, choice, weight = made_experts(rows, 3, 8, 48, 24)
+    more = SwiGLU(48, 2 * 24).requires_grad_(False)
+    for number, part in enumerate(more.parameters()):
+        part.copy_(torch.randn(part.shape, generator=torch.Generator().manual_seed(number)) / 7)
+    parts = tuple(m.weight for m in (more.gate_proj, more.up_proj, more.down_proj))
+    args = (x, gate_up, down, torch.cat((choice, torch.tensor([[8, 9]]).expand(rows, -1)), dim=1),
+            torch.cat((weight, torch.ones(rows, 2)), dim=1), parts)
+    expected = experts.plain_decode_experts(x, gate_up, down, choice, weight).sum(1) + more(x)
+    for found in (interpreted("experts", "decode_experts", *args), experts.decode_experts(*args)):
+        assert gap(found.sum(1), expected) < BARS[torch.float32]
+
+
+ROUTERS = {
+    "V2-Lite": {"n_routed_experts": 64, "num_experts_per_tok": 6, "scoring_func": "softmax", "topk_method": "greedy",
+                "norm_topk_prob": False},
+    "V2": {"n_routed_experts": 160, "num_experts_per_tok": 6, "n_group": 8, "topk_group": 3, "norm_topk_prob": False,
+           "scoring_func": "softmax", "topk_method": "group_limited_greedy", "routed_scaling_factor": 16.0},
+    "V3": {"n_routed_experts": 256, "num_experts_per_tok": 8, "n_group": 8, "topk_group": 4, "norm_topk_prob": True,
+           "scoring_func": "sigmoid", "topk_method": "noaux_tc", "routed_scaling_factor": 2.5},
+    "few": {"n_routed_experts": 5, "num_experts_per_tok": 2, "scoring_func": "sigmoid", "topk_method": "noaux_tc",
+            "norm_topk_prob": True},
+}
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_experts_are_chosen_as_the_module_chooses(interpreted_gate: Call, name: str) -> None:
+    made = {"hidden_size": 48, "moe_intermediate_size": 16, **ROUTERS[name]}
+    draw = torch.Generator().manual_seed(1)
+    weight, bias = torch.randn(made["n_routed_experts"], 48, generator=draw), torch.randn(
+        made["n_routed_experts"], generator=draw) * 0.3
+    x = torch.randn(19, 48, generator=draw)
+    for dtype in (torch.float32, torch.bfloat16):
+        expert, share = interpreted_gate(made, weight.to(dtype), bias, x.to(dtype), 2)
+        module = Gate(ModelConfig(**made)).requires_grad_(False)
+        module.weight.copy_(weight.to(dtype))
+        if module.e_score_correction_bias is not None:
+            module.e_score_correction_bias.copy_(bias)
+        known, known_share = gate.choose_experts(x.to(dtype), module.to(dtype), 2)
+        assert torch.equal(known[:, :-2], module(x.to(dtype))[1])
+        assert known[:, -2:].tolist() == [[made["n_routed_experts"], made["n_routed_experts"] + 1]] * 19
+        assert expert.dtype == known.dtype == torch.int64
+        assert torch.equal(expert, known)
+        assert float((share - known_share).abs().max()) < 1e-5 * float(known_share.max())
+
+
+def test_the_first_of_equal_scores_is_chosen(interpreted_gate: Call) -> None:
+    made = {"hidden_size": 48, "moe_intermediate_size": 16, **ROUTERS["few"]}
+    expert, share = interpreted_gate(made, torch.zeros(5, 48), torch.zeros(5), torch.ones(2, 48), 0)
+    assert expert.tolist() == [[0, 1]] * 2
+    assert share.tolist() == [[0.5, 0.5]] * 2
 
 
 def test_a_row_of_experts_depends_on_no_other(interpreted: Call) -> None:
@@ -68,13 +125,14 @@ def test_a_row_of_experts_depends_on_no_other(interpreted: Call) -> None:
 
 
 def test_too_many_pairs_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"at most 1024 pairs; use moe\.Experts"):
-        experts.decode_experts(*made_experts(600, 2, 4, 16, 16))
+    with pytest.raises(ValueError, match=r"at most 4096 pairs; use moe\.Experts"):
+        experts.decode_experts(*made_experts(2100, 2, 4, 16, 16))
 
 
 @pytest.mark.parametrize(("right", "wrong"), [
-    ("* up_MO * share_M[:, None]", "* up_MO"), ("for begin in range(0, count, M):", "for begin in range(0, M, M):"),
-    ("gate_O1 + WIDTH * D + in_J", "gate_O1 + in_J")])
+    ("* up_MO * share_M[:, None]", "* up_MO"), ("for at in range(0, count, M):", "for at in range(0, M, M):"),
+    ("up_O1 + in_J", "gate_O1 + in_J"), ("order + first + number_M", "order + number_M"),
+    ("tl.load(begin + mine + 1) - first", "tl.load(begin + mine + 1) - first - 1")])
 def test_mutants_of_experts_miss_the_bar(interpreted: Call, tmp_path: Path, right: str, wrong: str) -> None:
     text = Path(experts.__file__).read_text()
     assert right in text
@@ -91,9 +149,9 @@ def test_mutants_of_experts_miss_the_bar(interpreted: Call, tmp_path: Path, righ
 @pytest.mark.parametrize("width", [1, 48, 256])
 def test_sum_and_norm(interpreted: Call, width: int, dtype: torch.dtype) -> None:
     draw = torch.Generator().manual_seed(width)
-    x, more, weight = (torch.randn(*shape, generator=draw).to(dtype) for shape in ((5, width), (5, width), (width,)))
+    x, more, weight = (torch.randn(*shape, generator=draw).to(dtype) for shape in ((5, width), (5, 3, width), (width,)))
     found = interpreted("fused", "add_norm", x, more, weight, 1e-5)
-    total = x.double() + more.double()
+    total = x.double() + more.double().sum(1)
     norm = total * weight.double()
     for row in range(5):  # written out
         norm[row] /= math.sqrt(sum(v * v for v in total[row].tolist()) / width + 1e-5)
@@ -139,7 +197,7 @@ def test_latent_entries_are_written(interpreted: Call, interleave: bool, dtype: 
 
 
 @pytest.mark.parametrize(("right", "wrong"), [
-    ("- second_P * sin_P", "+ second_P * sin_P"), ("(p_P, p_P + HALF)", "(2 * p_P, 2 * p_P + 1)"),
+    ("- second * sin, ", "+ second * sin, "), ("(p_P, p_P + HALF)", "(2 * p_P, 2 * p_P + 1)"),
     ("number % BLOCK * pool_cell", "number * pool_cell")])
 def test_mutants_of_the_write_miss_the_bar(interpreted: Call, tmp_path: Path, right: str, wrong: str) -> None:
     text = Path(fused.__file__).read_text()
@@ -153,40 +211,44 @@ def test_mutants_of_the_write_miss_the_bar(interpreted: Call, tmp_path: Path, ri
     assert gap(found[:4], expected) > 10 * BARS[torch.float32]
 
 
-def recorded(run: Callable[[], Tensor]) -> Recording:
-    """As a graph does: the result's place stays, replaying fills it anew."""
-    out = run().clone()
-    return lambda: out.copy_(run()), out
+def recorded(run: Callable[[], Outcome]) -> Recording:
+    """As a graph does: the results' places stay, replaying fills them anew."""
+    out = tuple(part.clone() for part in run())
+
+    def replay() -> None:
+        for place, part in zip(out, run(), strict=True):
+            place.copy_(part)
+
+    return replay, out
 
 
-def test_a_recorded_step_serves_batches_up_to_its_size() -> None:
-    seen: list[tuple[int, list[int]]] = []
+def test_a_step_is_recorded_for_every_shape() -> None:
+    seen: list[tuple[int, int]] = []
 
-    def step(x: Tensor, length: Tensor) -> Tensor:
-        seen.append((len(x), length.tolist()))
-        return x * length[:, None]
+    def step(x: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append((len(x), table.shape[1]))
+        return x * table[:, :1], x + 1
 
-    graphed = Graphed(step, [4, 1, 2], (0.0, 1), recorded)
-    for rows in (3, 4, 2, 1, 3, 5):
-        x, length = torch.randn(rows, 2), torch.arange(2, 2 + rows)
-        assert torch.equal(graphed(x, length), x * length[:, None])
-    assert {size for size, _ in seen} == {4, 2, 1, 5}  # five are too many and go as they are
-    assert seen[0] == (4, [2, 3, 4, 1])
-    assert seen[-2] == (4, [2, 3, 4, 1])  # what a longer batch left in the fourth row is gone
-    before = len(seen)
+    graphed = Graphed(step, recorded)
+    for rows, width in ((3, 2), (4, 2), (3, 8), (3, 2)):
+        x, table = torch.randn(rows, 2), torch.arange(rows * width).view(rows, width)
+        found = [part.clone() for part in graphed(x, table)]
+        assert torch.equal(found[0], x * table[:, :1])
+        assert torch.equal(found[1], x + 1)
+    assert seen == [(3, 2), (3, 2), (4, 2), (4, 2), (3, 8), (3, 8), (3, 2)]  # the last was there already
     graphed.forget()
-    graphed(torch.ones(1, 2), torch.ones(1))
-    assert len(seen) == before + 2  # recorded again, and run
+    graphed(torch.ones(3, 2), torch.ones(3, 2))
+    assert len(seen) == 9  # recorded again, and run
 
 
 def test_a_step_that_cannot_be_recorded_runs_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
-    def refuses(run: Callable[[], Tensor]) -> Recording:
+    def refuses(run: Callable[[], Outcome]) -> Recording:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    graphed = Graphed(lambda x: x + 1, [2], (0.0,), refuses)
+    graphed = Graphed(lambda x: (x + 1,), refuses)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert graphed(torch.zeros(1)).tolist() == [1.0]
+            assert graphed(torch.zeros(2))[0].tolist() == [1.0, 1.0]
     assert [r.message for r in caplog.records] == [
         "batch 2: the step was not recorded as a CUDA graph and runs as it is, slower: operation not permitted when "
         "stream is capturing"]
@@ -206,7 +268,7 @@ def test_off_a_gpu_the_twins_run(interpreted: Call) -> None:
 
 def test_without_triton_the_twins_run() -> None:
     code = ("import sys; sys.modules['triton'] = None\n"
-            "import torch\nfrom fathom.model.kernels import decode, experts, fused, graphed, prefill\n"
+            "import torch\nfrom fathom.model.kernels import absorb, decode, experts, fused, gate, graphed, prefill\n"
             "q = torch.ones(1, 2, 24); pool = torch.ones(1, 1, 4, 24)\n"
             "z = decode.paged_latent_decode(q, pool, torch.zeros(1, 1, dtype=torch.int), torch.tensor([3]), 16, 1.0)\n"
             "assert z.shape == (1, 2, 16) and bool((z == 1).all())\n")
