@@ -205,6 +205,7 @@ def main() -> None:
                 print(pair.line(), flush=True)
             pairs += steps
             for compiled in (False, True):
+                save("gpu", pairs, {"device": name})  # what follows may take long, or break
                 pairs += decode.measure(compiled=compiled, batches=(1, 32, 256), device=device, dtype=torch.bfloat16)
             if torch.cuda.get_device_properties(device).total_memory > 40e9:
                 pairs += full_size.main(device)

@@ -278,7 +278,8 @@ CHECKS: dict[str, tuple[Callable[[str, torch.dtype], float], float, float | None
     "shared experts": (shared_experts, 1e-5, 2e-2), "choice of experts": (choice_of_experts, 1e-5, 1e-4),
     "sum and norm": (sum_and_norm, 1e-5, 1e-2), "latent entry": (latent_entry, 1e-5, 1e-2),
     "absorbed queries": (queries, 1e-5, 1e-2), "values of latents": (values, 1e-5, 1e-2),
-    "a whole step": (whole_step, 1e-4, None), "a whole step, grouped": (partial(whole_step, config=GROUPED), 1e-4, None),
+    "a whole step": (whole_step, 1e-4, None),
+    "a whole step, grouped": (partial(whole_step, config=GROUPED), 1e-4, None),
     "rows that depend on the batch": (alone, 0.0, 0.0), "recorded steps that differ": (recorded, 0.0, 0.0),
 }
 

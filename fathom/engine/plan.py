@@ -164,7 +164,10 @@ class Plan:
         on_cpu = weight.device.type == "cpu"
         if compiled and model.config.attention != "mla":  # its graph was not compiled within minutes (docs/log.md)
             raise UsageError("engine.compile=true: only models with latent attention are compiled; leave it out")
-        if compiled and on_cpu and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "c++"))):
+        if compiled and not on_cpu:
+            raise UsageError(f"engine.compile=true: for models on the CPU, and this one is on {weight.device}; leave it "
+                             "out: on a GPU every step is recorded as a graph")
+        if compiled and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "c++"))):
             raise UsageError("engine.compile=true: needs a C++ compiler on this machine, and none was found; install "
                              "g++, or leave it out")
         if compiled and fixed:

@@ -27,7 +27,7 @@ class Graphed:
 
     def __init__(self, step: Callable[..., Outcome], record: Record | None = None):
         self.step = step
-        self._record = record or _CudaRecorder()
+        self._given, self._record = record, record or _CudaRecorder()
         self._recorded: dict[tuple[Any, ...], tuple[list[Tensor], Recording]] = {}
         self.failed: str | None = None
 
@@ -54,6 +54,7 @@ class Graphed:
     def forget(self) -> None:
         """Drops what was recorded, and with it the memory; the next calls record anew."""
         self._recorded.clear()
+        self._record = self._given or _CudaRecorder()  # memory that no graph is left in is gone, and its name with it
         self.failed = None
 
 
