@@ -37,7 +37,7 @@ MODEL = {
 ARMS: dict[str, dict[str, Any] | None] = {"yarn": {}, "plain": None}
 PRETRAIN: tuple[dict[str, Any], ...] = (
     # in these, what stood after the same words before is right nearly everywhere: they teach to look back
-    {"length": 64, "learn": "repeated", "count": 80_000},
+    {"length": 64, "learn": "repeated", "count": 72_000},
     {"length": 64, "facts": 0.95, "names": 4, "count": 32_000},
     {"length": 128, "facts": 0.8, "names": 4, "count": 16_000},
     {"length": ORIGINAL, "facts": 0.4, "names": 6, "count": 16_000},

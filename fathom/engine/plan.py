@@ -51,6 +51,7 @@ FIXED_PIECE = 64  # positions that fixed rows look at together
 PACKED_SIZE, PACKED_MEMORY = 64e6, 256e6  # bytes of a model whose weights are packed, and of all its packed copies
 ANY, TURNED = 0, -1  # in place of a number of rows
 FEW_ROWS = 4  # up to which weights of 8 bits are multiplied as they are
+UNTOUCHED = 0.25  # share of experts that no row is expected to choose, from which only the chosen ones are read
 DENSE_WORK = 1e6  # rows × width × expert width × the share of experts not chosen, up to which dense is faster
 MEMORY_SHARE = 0.25  # of the machine's memory, the most that a model may take whose weights are copied
 
@@ -165,8 +166,8 @@ class Plan:
         if compiled and model.config.attention != "mla":  # its graph was not compiled within minutes (docs/log.md)
             raise UsageError("engine.compile=true: only models with latent attention are compiled; leave it out")
         if compiled and not on_cpu:
-            raise UsageError(f"engine.compile=true: for models on the CPU, and this one is on {weight.device}; leave it "
-                             "out: on a GPU every step is recorded as a graph")
+            raise UsageError(f"engine.compile=true: for models on the CPU, and this one is on {weight.device}; leave "
+                             "it out: on a GPU every step is recorded as a graph")
         if compiled and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "c++"))):
             raise UsageError("engine.compile=true: needs a C++ compiler on this machine, and none was found; install "
                              "g++, or leave it out")
@@ -453,7 +454,7 @@ class Plan:
         down = self._product(f"{layer}.down_proj", torch.cat(downs, dim=1))
 
         def part(x_BD: Tensor, step: Step) -> Tensor:
-            if alone is not None and len(x_BD) == 1:
+            if alone is not None and (1 - moe.gate.chosen / count) ** len(x_BD) > UNTOUCHED:
                 return alone(x_BD, step)
             if len(x_BD) > most:
                 routed: Tensor = moe(x_BD)[0]
@@ -468,19 +469,23 @@ class Plan:
         return part
 
     def _chosen_experts(self, layer: int, moe: MoE) -> Part:
-        """For one row, a matter of bandwidth: the weights of the experts that it chose are read, and no others."""
+        """For few rows, a matter of bandwidth: the weights of the experts that they chose are read, and no others."""
         gate_up_EOD, down_EDI = moe.experts.effective("gate_up_proj"), moe.experts.effective("down_proj")
         width = down_EDI.shape[1]
         down_EID = down_EDI.mT.contiguous()
         shared = None if moe.shared_experts is None else self._dense(layer, moe.shared_experts)
 
         def part(x_BD: Tensor, step: Step) -> Tensor:
-            _, expert_BK, weight_BK = moe.gate(x_BD)
-            chosen = expert_BK[0]
-            gate_KI, up_KI = F.linear(x_BD, gate_up_EOD.index_select(0, chosen).view(-1, width)).view(
-                len(chosen), -1).chunk(2, dim=-1)
-            inside = F.silu(gate_KI).mul_(up_KI).mul_(weight_BK[0, :, None].to(up_KI.dtype))
-            y_BD = inside.view(1, -1) @ down_EID.index_select(0, chosen).view(-1, width)
+            score_BE, expert_BK, weight_BK = moe.gate(x_BD)
+            if len(x_BD) == 1:
+                chosen_N, weight_BN = expert_BK[0], weight_BK
+            else:  # all that any of them chose
+                chosen_N = expert_BK.unique()
+                weight_BN = torch.zeros_like(score_BE).scatter_(1, expert_BK, weight_BK)[:, chosen_N]
+            gate_BNI, up_BNI = F.linear(x_BD, gate_up_EOD.index_select(0, chosen_N).view(-1, width)).view(
+                len(x_BD), len(chosen_N), -1).chunk(2, dim=-1)
+            inside = F.silu(gate_BNI).mul_(up_BNI).mul_(weight_BN[..., None].to(up_BNI.dtype))
+            y_BD = inside.flatten(1) @ down_EID.index_select(0, chosen_N).view(-1, width)
             return y_BD if shared is None else y_BD + shared(x_BD, step)
 
         return part

@@ -131,6 +131,8 @@ def repeated(length: int, seed: str) -> str:
 
     What stood after the same words before is the only way to know a word, and it is right at nearly all of them. A
     model that reads such texts among `document`s learns to look back first here, and then for codes by their names.
+    No space stands between a passage and its next time: with one the same takes several times the tokens
+    (docs/log.md).
     """
     rng = random.Random(seed)
     passage = [
@@ -138,10 +140,11 @@ def repeated(length: int, seed: str) -> str:
     words: list[str] = []
     size = 0
     while True:
-        word = passage[len(words) % len(passage)]
-        size += pieces(f" {word}" if words else word)
+        at = len(words) % len(passage)
+        word = f" {passage[at]}" if at else passage[at]
+        size += pieces(word)
         if size > length and words:
-            return " ".join(words)
+            return "".join(words)
         words.append(word)
 
 

@@ -70,9 +70,27 @@ def test_experts_too_many_to_be_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     for moe in routed:
         moe.register_forward_hook(lambda *_: called.append(1))
     monkeypatch.setattr("fathom.engine.plan.DENSE_WORK", 0.0)
+    monkeypatch.setattr("fathom.engine.plan.UNTOUCHED", 1.0)
     plan = Plan(model)
     assert_within(decoded(model, MLA_MOE, 4, plan), dense, 1e-5 * float(dense.std().clamp(min=1)))
     assert len(called) == (2 * STEPS + 1) * len(routed)  # each step, and the prefill
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_few_rows_read_the_experts_that_they_chose(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    model = sharp(MLA_MOE, dtype=torch.float32)
+    monkeypatch.setattr("fathom.engine.plan._packs", lambda: False)
+    monkeypatch.setattr("fathom.engine.plan.UNTOUCHED", 1.0)
+    every = decoded(model, MLA_MOE, rows, Plan(model))
+    monkeypatch.setattr("fathom.engine.plan.UNTOUCHED", 0.0)
+    plan = Plan(model)
+    read: list[int] = []
+    select = torch.Tensor.index_select
+    monkeypatch.setattr(torch.Tensor, "index_select", lambda self, dim, index: (
+        read.append(len(index)) if self.shape[0] == MLA_MOE.n_routed_experts else None, select(self, dim, index))[1])
+    chosen = decoded(model, MLA_MOE, rows, plan)
+    assert_within(chosen, every, 1e-5 * float(every.std().clamp(min=1)))
+    assert read and max(read) <= rows * MLA_MOE.num_experts_per_tok
 
 
 def test_a_plan_goes_by_the_weights_as_they_are_when_it_is_refreshed() -> None:

@@ -64,11 +64,10 @@ def test_a_repeated_passage_can_be_known_from_its_first_time() -> None:
     sizes = set()
     for seed in map(str, range(200)):
         text = repeated(300, seed)
-        assert 296 < pieces(text) <= 300
-        words = text.split()
-        period = next(n for n in range(1, len(words)) if words[n:] == words[:-n])
-        assert len(words) >= 2 * period
-        sizes.add(period)
+        assert 200 < pieces(text) <= 300
+        period = next(n for n in range(1, len(text)) if text[n:] == text[:-n])
+        assert len(text) >= 2 * period
+        sizes.add(len(text[:period].split()))
     assert sizes == set(range(4, 33)), "every length of a passage, and no other"
     assert len({repeated(300, seed) for seed in map(str, range(200))}) == 200
     assert repeated(300, "a") == repeated(300, "a")
