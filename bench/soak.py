@@ -726,7 +726,9 @@ class _Run:
         made.emptied_s = time.monotonic() - over
         # the last ones to vanish are noticed by keepalive and by bytes that nobody acknowledges: wire.IDLE and the like
         made.books = await self._until(lambda books: self.server.descriptors() <= before + 1, 50)
-        await asyncio.sleep(0.2)
+        closing = time.monotonic()  # the one more is the connection that asked for the books, which ends by itself
+        while self.server.descriptors() > before and time.monotonic() < closing + 10:
+            await asyncio.sleep(0.1)
         made.descriptors = before, self.server.descriptors()
         made.whole, made.lost, made.errors = clients.whole, clients.lost, clients.errors
         made.turned_away, made.did = clients.turned_away, dict(sorted(self.did.items()))

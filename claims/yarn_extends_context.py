@@ -1,6 +1,6 @@
 """YaRN and a twentieth of the tokens make a model read eight times as far.
 
-DeepSeek-V3 §4.3 (two phases of YaRN; needles found at every depth up to the new length). Experiment: a model of two
+DeepSeek-V3 §4.3 (two phases of YaRN; needles found at every depth up to the new length). Experiment: a model of three
 layers learns from texts of at most 256 tokens, in which codes of people are said over and over or a short passage of
 random words is repeated, then reads on to 2,048 tokens with at most 5 % of the tokens that it had: with YaRN, and with
 the frequencies as they are. A grid of 4 lengths × 5 depths × 8 haystacks asks for one of four codes, each said once;
@@ -26,21 +26,21 @@ SEEDS = (1, 2, 3)
 RESULTS = Path(__file__).parent / "results"
 BEFORE, AFTER, SHARE = 0.30, 0.95, 0.05  # the bars
 ORIGINAL, TARGET = 256, 2048
-TOKENS, TOKENS_PER_STEP = 12_000_000, 1024  # of pre-training; many small steps teach more than few large ones
+TOKENS, TOKENS_PER_STEP = 8_000_000, 1100  # of pre-training; many small steps teach more than few large ones
 STEP, LR = 2100, 1e-3  # of the extension: one sequence of TARGET, and room for what is left of texts a little longer
 NEEDLE = "fathom.tasks.needle:NeedleTask"
 MODEL = {
-    "preset": "tiny", "attention": "gqa", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "preset": "tiny", "attention": "gqa", "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2,
     "num_key_value_heads": 2, "head_dim": 64, "rope_interleave": False, "intermediate_size": 128, "n_routed_experts": 0,
     "num_nextn_predict_layers": 0, "initializer_range": 0.06, "max_position_embeddings": ORIGINAL,
 }
 ARMS: dict[str, dict[str, Any] | None] = {"yarn": {}, "plain": None}
 PRETRAIN: tuple[dict[str, Any], ...] = (
     # in these, what stood after the same words before is right nearly everywhere: they teach to look back
-    {"length": 64, "learn": "repeated", "count": 72_000},
-    {"length": 64, "facts": 0.95, "names": 4, "count": 32_000},
-    {"length": 128, "facts": 0.8, "names": 4, "count": 16_000},
-    {"length": ORIGINAL, "facts": 0.4, "names": 6, "count": 16_000},
+    {"length": 48, "learn": "repeated", "count": 60_000},
+    {"length": 64, "facts": 0.95, "names": 4, "count": 21_000},
+    {"length": 128, "facts": 0.8, "names": 4, "count": 10_500},
+    {"length": ORIGINAL, "facts": 0.4, "names": 6, "count": 10_500},
 )
 # longer than TARGET by less than a sentence; the more people, the further back a code was said
 LONG: tuple[dict[str, Any], ...] = (
@@ -63,7 +63,7 @@ def pretrained(root: Path, seed: int, device: str) -> Path:
         "model": MODEL, "tokenizer": str(words / "model"), "tokens": TOKENS, "tokens_per_step": TOKENS_PER_STEP,
         "data": [texts(**kind) for kind in PRETRAIN], "sequence_length": ORIGINAL,
         "optim": {"lr": 2e-3, "warmup": 100, "schedule": "wsd", "decay": 0.3, "final": 0.05},
-        "held_out_every": 1000, "log_every": 100, "checkpoints": {"every": 2000, "keep": 1, "best": False},
+        "held_out_every": 500, "log_every": 100, "checkpoints": {"every": 2000, "keep": 1, "best": False},
         "device": device, "dtype": "float32",
     }, base, seed, "claim")
     return base

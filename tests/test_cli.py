@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import subprocess
@@ -11,8 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from fathom import __version__, cli, recipes
+from fathom.core.chat import Sampling
+from fathom.engine.settings import EngineSettings
 from fathom.systems import SYSTEMS, settings_class
 
 VERBS = ["run", "demo", "report", "compare", "show", "inspect", "doctor"]
@@ -202,3 +206,18 @@ def test_a_finished_command_says_so(
     assert said(monkeypatch, capsys, *words)[0] == 0
     code, _, err = said(monkeypatch, capsys, *words)
     assert code == 0 and "words: finished before, nothing to do; --fresh starts over" in err
+
+
+@pytest.mark.parametrize(("verb", "kind", "wrong", "right"), [
+    ("serve", EngineSettings, "--prt", "--port"), ("chat", Sampling, "--sytem", "--system")])
+def test_a_misspelt_option_is_told_and_no_setting_is_taken_for_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str, kind: type[BaseModel], wrong: str,
+    right: str,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    code, _, told = said(monkeypatch, capsys, verb, "nowhere", wrong, "1")
+    assert code == 2
+    assert f"{wrong}: no such option; did you mean {right}?" in told
+    for name in kind.model_fields:
+        _, _, told = said(monkeypatch, capsys, verb, "nowhere", f"--{name.replace('_', '-')}", "1")
+        assert "no such option" not in told, name

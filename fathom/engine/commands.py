@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,19 @@ class _WithSettings(TyperCommand):
         kind = EngineSettings if self.name == "serve" else Sampling
         self.help = f"{self.callback.__doc__}\n\n\b\nSettings, as name=value:\n{table(kind)}"
         super().format_help(ctx, formatter)
+
+
+def _words(ctx: typer.Context) -> list[str]:
+    """The settings among the command line's words; UsageError where one is an option's name written wrongly."""
+    from fathom.core.errors import UsageError
+
+    options = [name for parameter in ctx.command.params for name in parameter.opts if name.startswith("--")]
+    for word in ctx.args:
+        name = word.partition("=")[0]
+        if word.startswith("--") and (near := difflib.get_close_matches(name, options, 1)):
+            raise UsageError(f"{name}: no such option; did you mean {near[0]}? The others are in `fathom "
+                             f"{ctx.info_name} --help`, and settings are written name=value")
+    return list(ctx.args)
 
 
 def add(app: typer.Typer) -> None:
@@ -50,7 +64,7 @@ def serve(
     from fathom.engine.server import serve as served
     from fathom.engine.settings import EngineSettings
 
-    settings = build(EngineSettings, {"prefill_tokens": 1024, **parse_overrides(ctx.args)}, "command line")
+    settings = build(EngineSettings, {"prefill_tokens": 1024, **parse_overrides(_words(ctx))}, "command line")
     served(model, settings, name=name, host=host, port=port, api_key=api_key, allow_origin=allow_origin or (),
            drain_seconds=drain_seconds, device=device, dtype=dtype, waiting=waiting, say=typer.echo)
 
@@ -66,4 +80,4 @@ def chat(
     """Talk with a model in the terminal, or ask it one question through a pipe: `fathom chat DIR temperature=0.6`."""
     from fathom.engine.chat import chat as talk
 
-    talk(model, ctx.args, system=system, name=name, key_env=key_env, device=device, dtype=dtype)
+    talk(model, _words(ctx), system=system, name=name, key_env=key_env, device=device, dtype=dtype)

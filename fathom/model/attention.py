@@ -168,8 +168,7 @@ def latent_rows(q_BHC: Tensor, layout: Layout, layer: int, latent: int, scale: f
         return paged_latent_decode(q_BHC, pool, rows.table_BN, rows.length_B, latent, scale, rows.piece or None)
     found = []
     for part in rows.parts:
-        (entry_ZC,) = layout.recall(layer, part.cells)
-        past_BSC = entry_ZC.view(*part.past_BS.shape, -1)
+        (past_BSC,) = layout.recall_rows(layer, part)
         found.append(_weigh(q_BHC[part.begin: part.end], past_BSC, past_BSC[..., :latent], part.past_BS, scale,
                             rows.piece))
     return torch.cat(found) if len(found) > 1 else found[0]
@@ -188,8 +187,7 @@ def grouped_rows(q_BHC: Tensor, layout: Layout, layer: int, groups: int, scale: 
     heads, width = q_BHC.shape[1:]
     found = []
     for part in rows.parts:
-        count, past = part.past_BS.shape
-        k_XSC, v_XSC = (entry.view(count * groups, past, -1) for entry in layout.recall(layer, part.cells))
+        k_XSC, v_XSC = layout.recall_rows(layer, part)
         q_XMC = q_BHC[part.begin: part.end].reshape(-1, heads // groups, width)
         found.append(_weigh(q_XMC, k_XSC, v_XSC, part.past_BS, scale, rows.piece).view(-1, heads, width))
     return torch.cat(found) if len(found) > 1 else found[0]

@@ -127,8 +127,9 @@ class Alike:
 
     begin: int
     end: int
-    cells: Tensor  # [rows · G · S]: where each head's S entries are, see Pages.cells
+    cells: Tensor  # [rows · G · S]: where each head's S entries are, see Pages.cells; or whole blocks, [rows · S / size]
     past_BS: Tensor  # 0 where a row attends to a token, else −∞
+    whole: bool = False  # cells are numbers of blocks: one copy for all of a block's entries
 
 
 @dataclass(frozen=True)
@@ -266,11 +267,16 @@ class Layout:
         for begin, end in [] if pages.by_kernels else _alike(lengths) if split else [(0, len(tables))]:
             wide = max(lengths[begin:end]) if split else longest
             blocks = table_BN[begin:end, : -(-wide // size)]
-            every_BS = (blocks[:, :, None] * (heads * size) + np.arange(size)).reshape(end - begin, -1)[:, :wide]
-            cells = torch.from_numpy((every_BS[:, None, :] + head_G[:, None]).reshape(-1)).to(pages.device)
+            whole = heads == 1 and (not piece or wide % size == 0)
+            if whole:
+                wide = blocks.shape[1] * size
+                cells = torch.from_numpy(blocks.reshape(-1)).to(pages.device)
+            else:
+                every_BS = (blocks[:, :, None] * (heads * size) + np.arange(size)).reshape(end - begin, -1)[:, :wide]
+                cells = torch.from_numpy((every_BS[:, None, :] + head_G[:, None]).reshape(-1)).to(pages.device)
             there_BS = torch.from_numpy(np.arange(wide) < length_B[begin:end, None]).to(pages.device)
             past = torch.zeros(there_BS.shape, dtype=pages.dtype, device=pages.device)
-            parts.append(Alike(begin, end, cells, past.masked_fill_(~there_BS, float("-inf"))))
+            parts.append(Alike(begin, end, cells, past.masked_fill_(~there_BS, float("-inf")), whole))
         return cls.of_numbers(pages, torch.from_numpy(numbers).to(pages.device), len(tables), tuple(parts), piece)
 
     @classmethod
@@ -287,6 +293,15 @@ class Layout:
         """A layer's entries in `cells`, each [cells, width]."""
         assert self.pages is not None
         return tuple(part.view(-1, part.shape[-1]).index_select(0, cells) for part in self.pages.layers[layer])
+
+    def recall_rows(self, layer: int, part: Alike) -> tuple[Tensor, ...]:
+        """A layer's entries that these rows attend to, each [rows · G, S, width]."""
+        assert self.pages is not None
+        if not part.whole:
+            past = part.past_BS.shape[1]
+            return tuple(entry.view(-1, past, entry.shape[-1]) for entry in self.recall(layer, part.cells))
+        return tuple(pool.flatten(1).index_select(0, part.cells).view(len(part.past_BS), -1, pool.shape[-1])
+                     for pool in self.pages.layers[layer])
 
     def to(self, device: torch.device | str) -> Layout:
         """The same layout with its index tensors on `device`; only for layouts without a cache."""
