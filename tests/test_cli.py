@@ -214,7 +214,7 @@ def test_a_misspelt_option_is_told_and_no_setting_is_taken_for_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str, kind: type[BaseModel], wrong: str,
     right: str,
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
     code, _, told = said(monkeypatch, capsys, verb, "nowhere", wrong, "1")
     assert code == 2
     assert f"{wrong}: no such option; did you mean {right}?" in told

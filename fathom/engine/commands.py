@@ -18,13 +18,18 @@ class _WithSettings(TyperCommand):
     """A command whose help ends with the settings that it takes as name=value."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        from fathom.core.chat import Sampling
         from fathom.core.config import table
-        from fathom.engine.settings import EngineSettings
 
-        kind = EngineSettings if self.name == "serve" else Sampling
-        self.help = f"{self.callback.__doc__}\n\n\b\nSettings, as name=value:\n{table(kind)}"
+        self.help = f"{self.callback.__doc__}\n\n\b\nSettings, as name=value:\n{table(_settings(self.name))}"
         super().format_help(ctx, formatter)
+
+
+def _settings(verb: str | None) -> Any:
+    """The class whose fields follow as name=value."""
+    from fathom.core.chat import Sampling
+    from fathom.engine.settings import EngineSettings
+
+    return EngineSettings if verb == "serve" else Sampling
 
 
 def _words(ctx: typer.Context) -> list[str]:
@@ -34,7 +39,9 @@ def _words(ctx: typer.Context) -> list[str]:
     options = [name for parameter in ctx.command.params for name in parameter.opts if name.startswith("--")]
     for word in ctx.args:
         name = word.partition("=")[0]
-        if word.startswith("--") and (near := difflib.get_close_matches(name, options, 1)):
+        if not word.startswith("--") or name[2:].replace("-", "_") in _settings(ctx.info_name).model_fields:
+            continue
+        if near := difflib.get_close_matches(name, options, 1):
             raise UsageError(f"{name}: no such option; did you mean {near[0]}? The others are in `fathom "
                              f"{ctx.info_name} --help`, and settings are written name=value")
     return list(ctx.args)

@@ -127,9 +127,9 @@ class Alike:
 
     begin: int
     end: int
-    cells: Tensor  # [rows · G · S]: where each head's S entries are, see Pages.cells; or whole blocks, [rows · S / size]
+    cells: Tensor  # [rows · G · S]: where each head's S entries are, see Pages.cells; or numbers of blocks
     past_BS: Tensor  # 0 where a row attends to a token, else −∞
-    whole: bool = False  # cells are numbers of blocks: one copy for all of a block's entries
+    whole: bool = False  # the latter, [rows · S / size]: a block is one copy
 
 
 @dataclass(frozen=True)
