@@ -49,9 +49,10 @@ from fathom.model.transformer import Block, MultiTokenPrediction, Transformer
 PACKED_FOR = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 FIXED_PIECE = 64  # positions that fixed rows look at together
 PACKED_SIZE, PACKED_MEMORY = 64e6, 256e6  # bytes of a model whose weights are packed, and of all its packed copies
+SMALL_PRODUCT = 150_000  # weights, up to which oneDNN's product of one row costs more to start than it saves
 ANY, TURNED = 0, -1  # in place of a number of rows
 FEW_ROWS = 4  # up to which weights of 8 bits are multiplied as they are
-UNTOUCHED = 0.25  # share of experts that no row is expected to choose, from which only the chosen ones are read
+UNTOUCHED = 0.4  # share of experts that no row is expected to choose, from which only the chosen ones are read
 DENSE_WORK = 1e6  # rows × width × expert width × the share of experts not chosen, up to which dense is faster
 MEMORY_SHARE = 0.25  # of the machine's memory, the most that a model may take whose weights are copied
 
@@ -82,6 +83,7 @@ class Product:
         self.packed = self.turned = None
         on_cpu = weight_OI.device.type == "cpu"
         self.direct = on_cpu and weight_OI.dtype == torch.float32 and _multiplies_by_onednn()
+        self.small = weight_OI.numel() <= SMALL_PRODUCT
         if rows == TURNED:
             # a compiled graph reads from where it read before
             self.turned = (torch.empty_like(weight_OI.mT.contiguous()) if place is None else place).copy_(weight_OI.mT)
@@ -97,7 +99,7 @@ class Product:
             assert len(x) == self.rows
             y: Tensor = torch.ops.mkl._mkl_linear(x, self.packed, self.weight, self.bias, self.rows)
             return y
-        if self.direct:
+        if self.direct and not (self.small and len(x) == 1):
             plain: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
             return plain
         return F.linear(x, self.weight, self.bias)  # one row is a matter of bandwidth, which no order of weights helps
