@@ -28,6 +28,8 @@ def main() -> None:
         importlib.import_module(f"bench.{sys.argv[1]}").main(sys.argv[2:])
         return
     asked = sys.argv[1:] or list(NAMES)
+    sizes = tuple(int(word) for word in asked if word.isdigit()) or (1, 32)  # `real 1`: that batch alone
+    asked = [word for word in asked if not word.isdigit()]
     if unknown := [name for name in asked if name not in (*NAMES, "real", "sandbox", "judges", "profile")]:
         sys.exit(f"{unknown[0]}: no such bench; there are {', '.join(NAMES)}, real, sandbox, judges, profile, load, "
                  "serving, speculation, soak and harness")
@@ -65,7 +67,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 directory = Path(folder) / "SmolLM2-135M"
                 weights.convert(Path("smollm2"), directory, "bfloat16")
-                pairs = real(directory)
+                pairs = real(directory, batches=sizes)
         else:
             from bench.grpo import measure as grpo
             pairs = grpo()

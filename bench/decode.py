@@ -1,8 +1,8 @@
 """Greedy decoding against transformers' `generate`: 128 tokens after prompts of 32, the same tokens out in FP32.
 
 `python -m bench decode`, `compiled`: the model of all benches, FP32. `python -m bench real [--model DIR]`: SmolLM2-135M
-as it is published, in FP32 and BF16; weights of 8 bits beside our own BF16; and the ceiling, every one of the model's
-matrices multiplied by as many rows and nothing else, in the same rounds.
+as it is published, in FP32 and BF16 (`real 1`: at batch 1 alone); weights of 8 bits beside our own BF16; and the
+ceiling, every one of the model's matrices multiplied by as many rows and nothing else, in the same rounds.
 """
 
 from __future__ import annotations
