@@ -160,14 +160,9 @@ def choice_of_experts(device: str, dtype: torch.dtype) -> float:
         return torch.zeros(33, 257, dtype=torch.float64).scatter_(1, expert_BL.cpu(), weight_BL.double().cpu())
 
     module = module.to(dtype)
-    expected = weights(x.double(), moe_copy(module, torch.float64), gate.plain_choose_experts)
+    expected = weights(x.double(), copy.deepcopy(module).double(), gate.plain_choose_experts)
     found = weights(x.to(device), module.to(device), gate.choose_experts)
     return float((found - expected).abs().max())
-
-
-def moe_copy(module: moe.Gate, dtype: torch.dtype) -> moe.Gate:
-    """The same router in another type."""
-    return copy.deepcopy(module).to(dtype)
 
 
 def queries(device: str, dtype: torch.dtype) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fathom.model.config import ModelConfig
 from fathom.model.device import full_precision
 
-FEW_PAIRS = 1024  # of token and expert, up to which they are not sorted on a GPU
+UNSORTED_PAIRS = 1024  # of token and expert, up to which they are not sorted on a GPU
 
 
 class SwiGLU(nn.Module):
@@ -118,7 +118,7 @@ class Experts(nn.Module):
         if x_TD.is_cuda and not torch.is_grad_enabled() and type(self) is Experts:
             from fathom.model.kernels.experts import decode_experts
 
-            if expert_TK.numel() <= FEW_PAIRS:
+            if expert_TK.numel() <= UNSORTED_PAIRS:
                 return decode_experts(x_TD, self.gate_up_proj, self.down_proj, expert_TK, weight_TK).sum(1)
         order = expert_TK.flatten().argsort(stable=True)  # the (token, choice) pairs, expert by expert
         counts = torch.bincount(expert_TK.flatten(), minlength=self.gate_up_proj.shape[0])
