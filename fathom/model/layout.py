@@ -26,7 +26,7 @@ from torch import Tensor
 from fathom.model.config import ModelConfig
 
 LONGEST_GATHERED = 512  # longer sequences go singly: padding them costs more than a call
-ROW_PADDING = 1.25  # the same of single tokens
+ROW_PADDING = 1.6  # the same of single tokens: a call more costs as much as a few rows
 MOST_PADDING = 1.25  # cells of a rectangle per token in it (a call per short sequence: 20× slower)
 
 

@@ -51,8 +51,8 @@ def chosen(config: dict[str, Any], weight: Tensor, bias: Tensor, x: Tensor, shar
 
 
 def completed(config: dict[str, Any], prompts: list[list[int]], settings: dict[str, Any]) -> list[Any]:
-    """What the engine makes of prompts, greedily: [tokens, log-probabilities] of two completions each, and whether
-    kernels stood for the model's modules."""
+    """What the engine makes of prompts, greedily: [tokens, log-probabilities] of each, under two sets of weights, and
+    whether kernels stood for the model's modules."""
     from fathom.core.chat import Sampling
     from fathom.engine.engine import Engine
     from fathom.engine.settings import EngineSettings
@@ -64,10 +64,9 @@ def completed(config: dict[str, Any], prompts: list[list[int]], settings: dict[s
         if parameter.dim() > 1:
             parameter.mul_(4)  # attention is far from even
     engine = Engine(model, Silent(), EngineSettings(**settings))  # type: ignore[arg-type]
-    done = engine.complete(prompts, Sampling(max_tokens=6, temperature=0), 2)
-    # a second time, under other weights
+    done = engine.complete(prompts, Sampling(max_tokens=5, temperature=0))
     model.embed_tokens.weight.mul_(1.5)
-    done += engine.complete(prompts, Sampling(max_tokens=6, temperature=0), 2)
+    done += engine.complete(prompts, Sampling(max_tokens=3, temperature=0))
     found = [[list(one.tokens), list(one.logprobs)] for each in done for one in each]
     return [found, engine.plan.gpu is not None and engine.plan.gpu.joined]
 
