@@ -1,4 +1,4 @@
-"""An interrupt interrupts: a shell that starts the tests in the background has it ignored, and processes inherit that."""
+"""An interrupt interrupts: a shell that starts the tests in the background has it ignored, which is inherited."""
 
 import signal
 

@@ -1,8 +1,8 @@
 """GpuStep: how a batch is decoded on a GPU, where a step of few rows is a matter of bandwidth and of starting kernels.
 
-A model with latent attention runs as a short list of kernels, eleven to a layer, which read every weight once; any other
-as its own modules do it. Either is recorded as a graph for each number of rows and width of the tables, so that a step
-is one call. It changes how, never what: results agree with the model's own forward pass to rounding.
+A model with latent attention runs as a short list of kernels, eleven to a layer, which read every weight once; any
+other as its own modules do it. Either is recorded as a graph for each number of rows and width of the tables, so that a
+step is one call. It changes how, never what: results agree with the model's own forward pass to rounding.
 """
 
 # B rows, one token each; N blocks of a row's table; D model, H heads, C nope channels, P rotary, R latent
