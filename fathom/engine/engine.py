@@ -443,7 +443,7 @@ class Engine:
                 torch.tensor([*tokens[part], *[0] * empty], device=self.device), layout)
             hidden.append(hidden_BD[:real])
             logits.append(logits_BV[:real])
-            if len(tokens) > self.plan.most_rows or self.drafter is not None:  # they are looked at after further steps
+            if len(tokens) > self.plan.most_rows:  # they are looked at after further steps
                 hidden[-1], logits[-1] = hidden[-1].clone(), logits[-1].clone()
         if self.drafter is not None:
             self.drafter.follow_rows(chunks, torch.cat(hidden))

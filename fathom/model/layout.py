@@ -200,7 +200,7 @@ class Layout:
     def fresh(cls, pages: Pages, tables: Sequence[Sequence[int]], lengths: Sequence[int]) -> Layout:
         """Whole prompts end to end, one for each table."""
         if pages.by_kernels:
-            return replace(cls._spanned(pages, tables, [0] * len(lengths), lengths), past=None)
+            return cls._spanned(pages, tables, [0] * len(lengths), lengths)
         flat = cls.packed(lengths, pages.device)
         cells = pages.cells(tables, [0] * len(lengths), lengths)
         return replace(flat, pages=pages, cells=cells)
@@ -227,7 +227,7 @@ class Layout:
     def _spanned(
         cls, pages: Pages, tables: Sequence[Sequence[int]], past: Sequence[int], counts: Sequence[int]
     ) -> Layout:
-        """`onward` for kernels."""
+        """`fresh` and `onward` for kernels: without any past nothing is recalled."""
         positions, numbers, ends = _counted(past, counts)
         table_SN = np.zeros((len(tables), max(-(-end // pages.size) for end in ends)), dtype=np.int64)
         for row, table in zip(table_SN, tables, strict=True):
@@ -238,7 +238,7 @@ class Layout:
         position_T, number_T, start, whole, before, blocks = torch.split(there, [len(part) for part in parts])
         return cls(
             position_T, number_T, len(counts), pages=pages, cells=pages.cells(tables, past, ends),
-            past=pages.cells(tables, [0] * len(past), ends),
+            past=pages.cells(tables, [0] * len(past), ends) if any(past) else None,
             spans=Spans(start, whole, before, blocks.view(len(tables), -1), max(counts)))
 
     @classmethod
