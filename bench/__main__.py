@@ -1,7 +1,7 @@
 """Runs benches by name and prints tables: `python -m bench [train] [decode] [compiled] [grpo] [sandbox] [judges] …`.
 
-`load`, `serving`, `speculation`, `soak` and `harness` have options of their own and run alone: `python -m bench load
---gb 4`.
+`load`, `serving`, `speculation`, `soak`, `harness` and `evaluation` have options of their own and run alone:
+`python -m bench load --gb 4`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main() -> None:
         from bench import load
         load.main(sys.argv[2:])
         return
-    if sys.argv[1:2] in (["serving"], ["speculation"], ["soak"], ["harness"]):
+    if sys.argv[1:2] in (["serving"], ["speculation"], ["soak"], ["harness"], ["evaluation"]):
         importlib.import_module(f"bench.{sys.argv[1]}").main(sys.argv[2:])
         return
     asked = sys.argv[1:] or list(NAMES)
@@ -32,7 +32,7 @@ def main() -> None:
     asked = [word for word in asked if not word.isdigit()]
     if unknown := [name for name in asked if name not in (*NAMES, "real", "sandbox", "judges", "profile")]:
         sys.exit(f"{unknown[0]}: no such bench; there are {', '.join(NAMES)}, real, sandbox, judges, profile, load, "
-                 "serving, speculation, soak and harness")
+                 "serving, speculation, soak, harness and evaluation")
     if "profile" in asked:
         from bench.profile import shares
         print(shares())

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -114,10 +114,12 @@ def served(model: Path, log: Path) -> Iterator[str]:
         server.wait(60)
 
 
-def run(python: Path, folder: Path, out: Path, model: list[str], chat: bool) -> dict[str, Any]:
+def run(
+    python: Path, folder: Path, out: Path, model: list[str], chat: bool, tasks: Sequence[str] = ()
+) -> dict[str, Any]:
     """What the harness says of the tasks: results, and samples by task; its log lies beside what it leaves in `out`."""
     command = [str(python), "-m", "lm_eval", "run", "--model", *model, "--include_path", str(folder), "--log_samples",
-               "--tasks", ",".join(KINDS[chat]), "--output_path", str(out), *["--apply_chat_template"][:chat]]
+               "--tasks", ",".join(tasks or KINDS[chat]), "--output_path", str(out), *["--apply_chat_template"][:chat]]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache"), "OPENAI_API_KEY": "none"}
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
@@ -126,7 +128,7 @@ def run(python: Path, folder: Path, out: Path, model: list[str], chat: bool) -> 
     if code:
         raise RuntimeError(f"lm_eval failed ({code}): {(out / 'log').read_text()[-3000:]}")
     samples = {task: sorted(_records(next(out.rglob(f"samples_{task}_*.jsonl"))), key=lambda s: int(s["doc_id"]))
-               for task in KINDS[chat]}
+               for task in tasks or KINDS[chat]}
     return {"results": json.loads(next(out.rglob("results_*.json")).read_text())["results"], "samples": samples}
 
 
@@ -155,15 +157,15 @@ def compare(theirs: dict[str, Any], ours: dict[str, Any], task: str) -> dict[str
     return {"task": task, "scores": scores, "items": len(pairs), "equal": equal, "furthest": furthest}
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Runs both sides, prints a table and writes bench/results/harness.json."""
-    asked = argparse.ArgumentParser(prog="python -m bench.harness", description=__doc__)
+    asked = argparse.ArgumentParser(prog="python -m bench harness", description=__doc__)
     asked.add_argument("model", type=Path)
     asked.add_argument("--lm-eval", type=Path, required=True, help="a python that has lm-eval[api,hf]")
     asked.add_argument("--data", type=Path, required=True, help="a folder with gsm8k/ and reasoning/")
     asked.add_argument("--items", type=int, default=100, help="of each task (default: 100)")
     asked.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "fathom-harness")
-    given = asked.parse_args()
+    given = asked.parse_args(words)
     write_tasks(given.data, given.work / "tasks", given.items)
     hf = ["hf", "--model_args", f"pretrained={given.model},dtype=float32", "--device", "cpu", "--batch_size", "20"]
     runs: dict[tuple[str, bool], Future[dict[str, Any]]] = {}

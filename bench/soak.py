@@ -26,7 +26,7 @@ import tempfile
 import time
 import urllib.request
 from array import array
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -788,18 +788,18 @@ class _Run:
                 "preemptions": values["fathom_engine_preemptions_total"]}
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Measures, prints and saves."""
     from bench.measure import RESULTS
     from fathom.core import machine
 
-    asked = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__)
+    asked = argparse.ArgumentParser(prog="python -m bench soak", description=__doc__)
     asked.add_argument("--seconds", type=float, default=60.0, help="of each half of a round")
     asked.add_argument("--rounds", type=int, default=5)
     asked.add_argument("--warm", type=float, default=20.0, help="seconds before the first round, the adversary there")
     asked.add_argument("--clients", type=int, default=CLIENTS)
     asked.add_argument("--out", type=Path, default=RESULTS / "soak.json", help="where the figures are saved")
-    given = asked.parse_args()
+    given = asked.parse_args(words)
     made = soak(given.seconds, given.rounds, given.warm, given.clients, say=lambda line: print(line, flush=True))
     print(made.table())
     about = {"device": machine.device(), "commit": machine.commit(), "versions": machine.versions(),

@@ -82,9 +82,17 @@ def audit(
 
 
 @app.command("report")
-def report(directory: Annotated[Path, typer.Argument(help="a run directory")]) -> None:
+def report(
+    directory: Annotated[Path, typer.Argument(help="a run directory")],
+    format: Annotated[str | None, typer.Option(help="an evaluation as lm-eval or lighteval writes it, instead")] = None,
+) -> None:
     """Write one offline HTML page about a run: curves, experts, completions with verdicts, scores with intervals."""
     from fathom.report import write_report
+    from fathom.tasks.export import export
+
+    if format is not None:
+        typer.echo(export(directory, format))
+        return
 
     typer.echo(write_report(directory))
 
@@ -93,12 +101,13 @@ def report(directory: Annotated[Path, typer.Argument(help="a run directory")]) -
 def compare(
     a: Annotated[Path, typer.Argument(help="an evaluation, or a run that holds one")],
     b: Annotated[Path, typer.Argument(help="another one")],
+    flips: Annotated[int, typer.Option(help="how many problems that changed are listed, each way", min=0)] = 5,
 ) -> None:
-    """Compare two evaluations problem by problem (paired bootstrap); says "not significant" when it is not."""
+    """Compare two evaluations problem by problem, with the problems that changed; says when it is "not significant"."""
     from fathom.report.compare import compare as compared
     from fathom.report.compare import render
 
-    typer.echo(render(compared(a, b)))
+    typer.echo(render(compared(a, b), flips))
 
 
 @app.command("show")

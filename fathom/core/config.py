@@ -26,6 +26,8 @@ class Settings(BaseModel):
     `aliases` maps names that users already type to ours where the meaning is equal (`{"learning_rate": "optim.lr"}`;
     a dotted target lies in a nested class). `elsewhere` maps names that mean something different to the sentence that
     explains the difference. Both hold at whatever depth the class appears. Infinite and NaN numbers are refused.
+    `manners` names settings that say how the work is done and never what comes out of it, like the most requests in
+    flight or the most money: with another value of these a run goes on.
     """
 
     model_config = ConfigDict(
@@ -35,6 +37,7 @@ class Settings(BaseModel):
 
     aliases: ClassVar[Mapping[str, str]] = {}
     elsewhere: ClassVar[Mapping[str, str]] = {}
+    manners: ClassVar[tuple[str, ...]] = ()
 
 
 S = TypeVar("S", bound=Settings)
@@ -124,6 +127,15 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def plain(settings: Settings) -> dict[str, Any]:
     """The settings as JSON-able values, defaults included; `build` reads them back to an equal object."""
     return settings.model_dump(mode="json", serialize_as_any=True)
+
+
+def identity(settings: Settings) -> dict[str, Any]:
+    """As `plain`, without manners at whatever depth: what two runs must have in common to be one."""
+    found = {name: value for name, value in plain(settings).items() if name not in settings.manners}
+    for name in found:
+        if isinstance(inner := getattr(settings, name, None), Settings):
+            found[name] = identity(inner)
+    return found
 
 
 def canonical(value: Any) -> str:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from fathom.core import console as terminal
 from fathom.core import disk, machine, process
-from fathom.core.config import Settings, canonical, differences, fingerprint, plain
+from fathom.core.config import Settings, canonical, differences, fingerprint, identity, plain
 from fathom.core.errors import FathomError, Stopped, UsageError
 from fathom.core.lines import Lines
 from fathom.core.lock import Lock
@@ -51,7 +51,9 @@ class Run:
     "failed" and its message; leaving without `finish` records "stopped", for the work is not known to be done.
     """
 
-    def __init__(self, directory: Path, asked: dict[str, Any], time_limit: float | None, console: bool) -> None:
+    def __init__(
+        self, directory: Path, asked: dict[str, Any], name: str, time_limit: float | None, console: bool
+    ) -> None:
         self.dir, self.attempt, self.finished = directory, 0, False
         self.log = logging.getLogger(f"fathom.run.{next(_LOGGERS)}")  # two runs never share handlers
         self.log.setLevel(logging.INFO)
@@ -59,7 +61,7 @@ class Run:
         self.log.addHandler(logging.NullHandler())  # without any handler, logging prints warnings on its own
         if console:
             self.log.addHandler(terminal.handler())
-        self._asked, self._console = asked, console
+        self._asked, self._fingerprint, self._console = asked, name, console
         self._time_limit, self._began = time_limit, time.monotonic()
         self._manifest: dict[str, Any] = {}
         self._lock: Lock | None = None
@@ -90,7 +92,8 @@ class Run:
         if time_limit is not None and not time_limit > 0:
             raise UsageError(f"time_limit={time_limit}: must be > 0 seconds; leave it out for no limit")
         asked = {"system": system, "settings": plain(settings), "seed": seed, "inputs": dict(inputs or {})}
-        run = cls(Path(os.path.abspath(dir)), asked, time_limit, console)
+        name = fingerprint({**asked, "settings": identity(settings)})
+        run = cls(Path(os.path.abspath(dir)), asked, name, time_limit, console)
         try:
             run._start(fresh)
         except BaseException:
@@ -228,7 +231,7 @@ class Run:
             _refuse_foreign(self.dir)
             return False
         found = read_manifest(self.dir)
-        if found["fingerprint"] != fingerprint(self._asked):
+        if found["fingerprint"] != self._fingerprint:
             raise self._other_run(found)
         self._manifest, self.attempt = found, len(found["attempts"])
         self.finished = found["status"] == "done"
@@ -280,7 +283,7 @@ class Run:
         self._manifest = {
             "format": FORMAT,
             **self._asked,
-            "fingerprint": fingerprint(self._asked),
+            "fingerprint": self._fingerprint,
             **made_with,
             "attempts": [*attempts, this],
             "status": "running",

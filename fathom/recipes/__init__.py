@@ -137,8 +137,10 @@ def _resolved(cls: type[Settings], values: Mapping[str, Any], known: Mapping[str
     for name in DIRECTORIES:
         field = cls.model_fields.get(name)
         given = values.get(name)
-        if field is not None and field.annotation is Path and isinstance(given, str) and given in known:
+        if field is not None and field.annotation in (Path, Path | None) and isinstance(given, str) and given in known:
             resolved[name] = str(known[given] / "model")
+    if isinstance(stored := values.get("stored"), str) and stored in known and "stored" in cls.model_fields:
+        resolved["stored"] = str(known[stored])  # the answers of an earlier evaluation, judged anew
 
     def source(entry: Any) -> Any:
         if isinstance(entry, str) and entry in known:

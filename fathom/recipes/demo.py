@@ -60,7 +60,7 @@ def demo(directory: Path, seed: int | None, fresh: bool, dry_run: bool) -> None:
         if (difference := task.difference) is not None:
             verdict = "significant" if difference.significant else "not significant"
             print(f"  difference   {100 * difference.mean:+.1f} points "
-                  f"({100 * difference.low:+.1f} to {100 * difference.high:+.1f}, paired bootstrap: {verdict})")
+                  f"({100 * difference.low:+.1f} to {100 * difference.high:+.1f}, paired: {verdict})")
     print(f"report: {report.resolve().as_uri()}")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from fathom.core.config import differences
 from fathom.core.errors import UsageError
 from fathom.report.read import Stage, prompt_text, read_run
-from fathom.tasks.statistics import Difference, paired_bootstrap
+from fathom.tasks.statistics import Difference, paired_difference
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,22 @@ class Answers:
 
 
 @dataclass(frozen=True)
+class Flip:
+    """A problem that one side answers better: the shares of its samples that were right, and what was asked."""
+
+    problem: str
+    a: float
+    b: float
+    prompt: str
+
+
+@dataclass(frozen=True)
 class TaskComparison:
     """One task on both sides, over the problems that both were asked.
 
     `a` and `b` are mean shares right over these problems; `difference` is b − a over them, None where no problem is
     shared. `changed` holds ids that both sides have with another prompt or another reference answer: not compared.
+    `better` and `worse` are the problems that B answers better or worse than A, the largest change first.
     """
 
     task: str
@@ -45,6 +56,8 @@ class TaskComparison:
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
     changed: tuple[str, ...]
+    better: tuple[Flip, ...] = ()
+    worse: tuple[Flip, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,8 +124,8 @@ def answers(stage: Stage) -> dict[str, dict[str, Answers]]:
     return found
 
 
-def render(comparison: Comparison) -> str:
-    """The comparison as plain text for a terminal; ends with a newline."""
+def render(comparison: Comparison, flips: int = 5) -> str:
+    """The comparison as plain text for a terminal, with so many flips each way; ends with a newline."""
     lines = [f"A  {comparison.a}", f"B  {comparison.b}", ""]
     width = max(len(task.task) for task in comparison.tasks)
     lines.append(f"{'task':<{width}}  {'problems':>8}  {'A':>7}  {'B':>7}  {'B − A':>8}  95 % interval")
@@ -127,6 +140,14 @@ def render(comparison: Comparison) -> str:
             f"{'significant' if task.difference.significant else 'not significant'}"
         )
     for task in comparison.tasks:
+        if task.difference is not None:
+            lines.append(f"{task.task}: {len(task.better)} problems better in B, {len(task.worse)} worse, "
+                         f"{task.problems - len(task.better) - len(task.worse)} the same")
+            for sign, changed in (("+", task.better), ("−", task.worse)):
+                lines += [f"  {sign} {one.problem}  {one.a:.0%} → {one.b:.0%}  {_start(one.prompt)}"
+                          for one in changed[:flips]]
+                if flips and len(changed) > flips:
+                    lines.append(f"  {sign} and {len(changed) - flips} more (--flips)")
         if task.failed_a or task.failed_b:
             lines.append(
                 f"{task.task}: not judged in A {task.failed_a}, in B {task.failed_b} samples; not right in A or B"
@@ -144,7 +165,10 @@ def render(comparison: Comparison) -> str:
 def _task(name: str, a: Mapping[str, Answers], b: Mapping[str, Answers]) -> TaskComparison:
     both = [problem for problem in a if problem in b]
     same = [problem for problem in both if a[problem].asked == b[problem].asked]
+    kept = set(same)
     left, right = [a[p].share for p in same], [b[p].share for p in same]
+    flips = sorted((Flip(p, a[p].share, b[p].share, a[p].asked[0]) for p in same if a[p].share != b[p].share),
+                   key=lambda flip: -abs(flip.b - flip.a))
     return TaskComparison(
         task=name,
         problems=len(same),
@@ -152,10 +176,12 @@ def _task(name: str, a: Mapping[str, Answers], b: Mapping[str, Answers]) -> Task
         b=_mean(right),
         failed_a=sum(a[p].failed for p in same),
         failed_b=sum(b[p].failed for p in same),
-        difference=paired_bootstrap(right, left) if same else None,
+        difference=paired_difference(right, left) if same else None,
         only_a=tuple(p for p in a if p not in b),
         only_b=tuple(p for p in b if p not in a),
-        changed=tuple(p for p in both if p not in set(same)),
+        changed=tuple(p for p in both if p not in kept),
+        better=tuple(flip for flip in flips if flip.b > flip.a),
+        worse=tuple(flip for flip in flips if flip.b < flip.a),
     )
 
 
@@ -163,6 +189,11 @@ def _label(stage: Stage, other: Stage) -> str:
     """The stage's directory and the model that it scored, where scores.json names one."""
     model: Any = stage.scores.get("model")
     return f"{stage.dir}" + (f"  (model {model})" if model and model != other.scores.get("model") else "")
+
+
+def _start(prompt: str, limit: int = 70) -> str:
+    line = " ".join(prompt.split())
+    return line if len(line) <= limit else f"{line[:limit - 1]}…"
 
 
 def _mean(values: Sequence[float]) -> float:

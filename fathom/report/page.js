@@ -29,7 +29,7 @@ function scoreCard(entry, headline) {
     verdict = el("p", { class: "verdict" }, el("b", { class: kind, text: `${signed(difference.mean)} points` }), `, 95 % interval ${signed(difference.low)} to ${signed(difference.high)}: `,
       el("b", { text: difference.significant ? "significant" : "not significant" }));
   }
-  const asked = [`${whole(after.problems)} problems`, after.k > 1 ? `${after.k} samples each` : "", difference ? `paired bootstrap over ${whole(difference.problems)} shared problems` : "", difference && difference.left_out ? `${difference.left_out} not comparable, left out` : ""];
+  const asked = [`${whole(after.problems)} problems`, after.k > 1 ? `${after.k} samples each` : "", difference ? `paired over ${whole(difference.problems)} shared problems` : "", difference && difference.left_out ? `${difference.left_out} not comparable, left out` : ""];
   const range = after.failed ? el("p", { class: "quiet small", text: `${whole(after.failed)} of ${whole(after.samples)} samples not judged: the score lies between ${percent(after.range[0])} and ${percent(after.range[1])}` }) : null;
   const rows = [];
   if (before) rows.push({ name: headline.before.model || headline.before.stage, ...interval(before), colour: "faint" });
@@ -186,6 +186,26 @@ function proofSection() {
       el("div", { class: "grids" }, proof.grids.map(needleCard)))));
 }
 
+const shareOf = (cell) => (cell && typeof cell === "object" ? (cell.of ? cell.right / cell.of : null) : undefined);
+function tableCell(cell, heat) {
+  const share = shareOf(cell);
+  if (share === undefined) return typeof cell === "number" ? el("td", { class: "n", text: Number.isInteger(cell) ? whole(cell) : cell.toFixed(2) }) : el("td", { class: cell === null ? "n" : null, text: cell === null ? "–" : cell });
+  if (share === null) return el("td", { class: "n", text: "–" });
+  const said = `${whole(cell.right)} of ${whole(cell.of)}, 95 % interval ${percent(cell.low)} to ${percent(cell.high)}`;
+  if (heat) return el("td", { class: "n", title: said, css: { background: `color-mix(in srgb, var(--accent) ${Math.round(8 + 62 * share)}%, transparent)` } }, percent(share), el("small", { text: `of ${whole(cell.of)}` }));
+  return el("td", { class: "n" }, el("b", { text: percent(share) }), el("small", { text: `${whole(cell.right)} of ${whole(cell.of)} · ${percent(cell.low)} to ${percent(cell.high)}` }));
+}
+function scoreTable(table) {
+  const heat = table.kind === "heat";
+  return el("details", { class: "fold", open: heat || table.rows.length <= 12 }, el("summary", {}, el("b", { text: table.title }), el("span", { text: table.note })),
+    el("div", { class: "scroll" }, el("table", { class: heat ? "shares" : null }, el("thead", {}, el("tr", {}, table.columns.map((h, i) => el("th", { class: i ? "n" : null, scope: "col", text: h })))),
+      el("tbody", {}, table.rows.map((row) => el("tr", {}, row.map((cell, i) => (i ? tableCell(cell, heat) : el("th", { scope: "row", class: "row", text: String(cell) })))))))));
+}
+const below = (stage, task, several) => [
+  task.notes && task.notes.length ? el("ul", { class: "quiet small" }, task.notes.map((text) => el("li", { text: several ? `${stage}: ${text}` : text }))) : null,
+  task.chart ? new LineChart(task.chart, new Group(), "wide").node : null,
+  task.tables && task.tables.length ? el("div", { class: "tables" }, several ? el("h4", { class: "sub", text: stage }) : null, task.tables.map(scoreTable)) : null];
+
 function evaluationSection() {
   if (!data.evaluations.length) return null;
   const tasks = [...new Set(data.evaluations.flatMap((e) => e.tasks.map((t) => t.task)))];
@@ -199,7 +219,7 @@ function evaluationSection() {
       el("tbody", {}, rows.map(({ stage, model, task }) => el("tr", {}, el("td", {}, el("b", { text: stage }), el("small", { text: model })), el("td", { class: "n" }, el("b", { text: percent(task.accuracy) }), el("small", { text: `${whole(task.right)} of ${whole(task.samples)}` })),
         el("td", { class: "n" }, `${percent(task.low)} to ${percent(task.high)}`, task.failed ? el("small", { text: `range ${percent(task.range[0])} to ${percent(task.range[1])}` }) : null), ks.map((k) => el("td", { class: "n", text: look(task, k) })), el("td", { class: "n", text: task.mean_tokens === null || task.mean_tokens === undefined ? "–" : show(Math.round(task.mean_tokens)) }),
         el("td", {}, el("div", { class: "bar", role: "img", "aria-label": outcomes(task).map((o) => `${task[o]} ${o}`).join(", ") }, outcomes(task).map((o) => el("i", { class: outcomeClass(o), css: { flex: task[o] }, title: `${task[o]} ${o}` }))), el("small", { text: outcomes(task).map((o) => `${whole(task[o])} ${o}`).join(" · ") }))))))),
-    several && rows.length > 1 ? intervals(rows.map((row, i) => ({ name: row.stage, ...interval(row.task), colour: i === rows.length - 1 ? "accent" : "faint" }))) : null);
+    several && rows.length > 1 ? intervals(rows.map((row, i) => ({ name: row.stage, ...interval(row.task), colour: i === rows.length - 1 ? "accent" : "faint" }))) : null, rows.flatMap(({ stage, task }) => below(stage, task, rows.length > 1)));
   });
   return section("evaluation", "Evaluation", "The score is right out of all asked. Unread: no answer in the text. Failed: the judge broke, and the range says what the score could be.", cards);
 }

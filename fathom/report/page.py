@@ -12,6 +12,7 @@ from fathom.report.completions import completions
 from fathom.report.curves import charts, expert_load, points
 from fathom.report.proof import proof
 from fathom.report.read import Attempt, RunDir, Stage
+from fathom.report.scored import scored
 
 BREAK = 0.02  # longest share of the time line that an idle pause between attempts may take
 
@@ -35,7 +36,7 @@ def page(run: RunDir) -> dict[str, Any]:
         ],
         "completions": completions(ran),
         "evaluations": [
-            {"stage": s.name, "model": str(s.scores.get("model", "")), "tasks": s.scores["tasks"]}
+            {"stage": s.name, "model": str(s.scores.get("model", "")), "tasks": [scored(t) for t in s.scores["tasks"]]}
             for s in run.evaluations
         ],
         "ledgers": [

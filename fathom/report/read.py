@@ -20,7 +20,7 @@ from fathom.core.config import load_yaml
 from fathom.core.errors import FathomError, UsageError
 from fathom.core.records import Ledger, RecordStore
 
-JSON_COLUMNS = ("prompt", "samples", "messages")  # lists of objects, which a record may hold as JSON text
+JSON_COLUMNS = ("prompt", "samples", "messages", "about")  # lists of objects, which a record may hold as JSON text
 
 
 @dataclass(frozen=True)
@@ -290,7 +290,7 @@ def _parsed(data: dict[str, Any]) -> dict[str, Any]:
     """The data with its lists of objects (messages, samples) parsed where a system wrote them as JSON text."""
     found = {}
     for name, value in data.items():
-        if name in JSON_COLUMNS and isinstance(value, str) and value.startswith("[{"):
+        if name in JSON_COLUMNS and isinstance(value, str) and (value.startswith("[{") or name == "about"):
             with contextlib.suppress(ValueError):  # a prompt may begin like JSON and be plain text
                 value = json.loads(value)
         found[name] = value

@@ -48,6 +48,12 @@ SYSTEMS: dict[str, System] = {
     "evaluate": System(
         "fathom.systems.evaluate", "Evaluate", "evaluate",
         "Asks a model the test problems of tasks and scores what comes back."),
+    "overlap": System(
+        "fathom.systems.overlap", "Overlap", "overlap",
+        "Looks for the test problems of tasks in training data, by n-grams, and lists every text that holds one."),
+    "leakage": System(
+        "fathom.systems.leakage", "Leakage", "leakage",
+        "Asks a model for the next tokens at a few places of every test problem, and counts what it knows."),
 }
 MAKES_MODEL = ("tokenizer", "pretrain", "extend", "sft", "grpo")
 NEEDED = ("torch", "safetensors", "tokenizers", "jinja2")  # by every system: the extra `model`
@@ -75,7 +81,8 @@ def start(
     from fathom.core.run import MANIFEST, Run
 
     settings = build(settings_class(system), values, where)
-    if absent := [package for package in NEEDED if importlib.util.find_spec(package) is None]:
+    needed = getattr(settings, "needed", NEEDED)  # an endpoint's evaluation needs no tensors
+    if absent := [package for package in needed if importlib.util.find_spec(package) is None]:
         raise UsageError(f"{system}: needs {', '.join(absent)}, not installed; pip install 'fathom-reasoning[demo]'")
     found: list[str] = []
     if fresh or not (directory / MANIFEST).exists():  # before there is a run that a corrected name would not continue
@@ -114,6 +121,7 @@ def check_paths(settings: Settings, where: str, made_in: Path | None = None) -> 
     from fathom.model.pretrained import is_model
     from fathom.tasks.hub import CODE, PREFIX
     from fathom.tasks.rows import SUFFIXES
+    from fathom.tasks.stored import StoredSettings
 
     def check(name: str, path: Path, kind: str, there: bool) -> None:
         if not there and (made_in is None or not path.is_relative_to(made_in)):
@@ -124,11 +132,16 @@ def check_paths(settings: Settings, where: str, made_in: Path | None = None) -> 
         if isinstance(value, Path):
             if name != "tokenizer" and is_model(value):
                 continue
+            if name == "scored":
+                check(name, value, "directory", value.is_dir())
+                continue
             check(name, value, "directory", value.is_dir())
             holds = "tokenizer.json" if name == "tokenizer" else "config.json"
             if value.is_dir() and not (value / holds).is_file():
                 hint = f"did you mean {value / 'model'}?" if (value / "model").is_dir() else "name a directory with it"
                 raise UsageError(f"{where}: {name}: {value}: holds no {holds}; {hint}")
+        if isinstance(value, StoredSettings):
+            check(name, Path(value.path), "file or directory", Path(value.path).exists())
         for entry in value if name in ("data", "tasks") else ():
             options = {"task": entry} if isinstance(entry, str) else entry
             for text in (options.get("task"), options.get("data"), options.get("test")):

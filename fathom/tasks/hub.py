@@ -131,13 +131,25 @@ def _fetch(repository: str, revision: str, globs: tuple[str, ...]) -> Path:
             "name and the network, or give local files: data=train.parquet test=test.parquet") from error
 
 
+def _benchmark(name: str) -> tuple[str, str | None] | None:
+    """Hub data set and configuration of a benchmark's name."""
+    from fathom.tasks.benchmarks import BENCHMARKS, CODE_BENCHMARKS
+
+    if name in BENCHMARKS and BENCHMARKS[name].repository:
+        return BENCHMARKS[name].repository, BENCHMARKS[name].config
+    return CODE_BENCHMARKS.get(name)
+
+
 def fingerprints(entry: str | Mapping[str, Any]) -> dict[str, str]:
     """A fingerprint for each directory or hub name in an entry of `data` or `tasks`: of all files that are read."""
     options: Mapping[str, Any] = {"task": entry} if isinstance(entry, str) else entry
     config, revision = options.get("config"), options.get("revision")
     found = {}
     main = options.get("data", options.get("task"))
-    for name, about in ((main, (config, revision)), (options.get("test"), (None, None))):
+    if isinstance(main, str) and (published := _benchmark(main)):
+        main, config = f"{PREFIX}{published[0]}", config or published[1]
+    for name, about in ((main, (config, revision)), (options.get("test"), (None, None)),
+                        (options.get("examples"), (None, None))):
         name = name.removeprefix(CODE) if isinstance(name, str) else name
         if isinstance(name, str) and is_data(name) and not os.path.isfile(name) and not is_stage(name):
             files = locate(name, *about)

@@ -8,16 +8,21 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+from fathom.core.chat import Message
 from fathom.core.errors import FathomError, UsageError
 from fathom.core.records import Record
+from fathom.judge.extract import FINALS
 from fathom.judge.maths import MathsJudge
 from fathom.judge.verdict import Verdict
 from fathom.tasks import datasets
 from fathom.tasks.formats import Format, form_of, question_id
 from fathom.tasks.hub import Declared, locate
+from fathom.tasks.prompting import Prompting, ShotsAs
 from fathom.tasks.rows import BadRow, data_of
 from fathom.tasks.task import Problem, Split
 
@@ -25,6 +30,7 @@ __all__ = ["BadRow", "FileTask"]
 
 _SHOWN = 10  # rows left out of a split that are named by their place
 _SHUFFLED = 50_000  # problems that are put into a seed's order at a time
+QUESTION = "question"  # key of a problem's meta with the bare question, where the prompt says more
 _IN_TEST = "in the test split"  # key of a training record whose question is tested
 
 
@@ -34,7 +40,8 @@ class FileTask:
     `data` holds the training rows: a file's all, else those of the split called `split` (train). The test split is, in
     this order: `test`, a file or what has a test split; the last `test_rows` rows of the training rows; the
     `test_share` of them that a hash of each question picks; the test, else validation, split of `data`; a share of
-    0.1. A question that stands in a test split is a reject in training. `workers` and `timeout_s` are MathsJudge's.
+    0.1. A question that stands in a test split is a reject in training. `system`, `ask`, `shots` and `shots_as` say how
+    a question is put (`fathom.tasks.prompting`). `workers` and `timeout_s` are MathsJudge's.
 
     `format` is the form found. `skipped` counts, by reason, the rows that the last `problems` did not give out. What is
     `declared` about a known data set is checked.
@@ -51,11 +58,20 @@ class FileTask:
         config: str | None = None,
         split: str | None = None,
         revision: str | None = None,
+        system: str = "",
+        ask: str = "",
+        shots: int = 0,
+        shots_as: ShotsAs = "turns",
+        final: str = "auto",
         workers: int = 1,
         timeout_s: float = 5.0,
     ) -> None:
         self.name = str(data)
-        self.test: tuple[Path, ...] | None
+        self.prompting = Prompting(system, ask, shots, shots_as)
+        if final not in FINALS:
+            raise UsageError(f"final={final!r:.80}: not a way to give an answer; use one of {', '.join(FINALS)}")
+        self._final = final
+        self._examples: list[Problem] | None = None
         if test is not None and not isinstance(test, str | Path):
             raise UsageError(f"test={test!r:.80}: must be a path; name the file of test problems")
         if split is not None and not isinstance(split, str):
@@ -72,17 +88,8 @@ class FileTask:
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
             raise UsageError(f"test_share={test_share!r:.80}: must be ≥ 0 and < 1; give the share of rows to test on")
         found = locate(self.name, config, revision)
-        self.note, self.test = found.note, None
-        if test is not None:
-            apart = locate(str(test))
-            self.test = apart.test or apart.split("train")
-        elif test_rows is None and test_share is None and found.test != found.splits.get(split or "train"):
-            self.test = found.test
-            self.note += "" if self.test is None or "test" in found.splits else "; tested on its split validation"
-        if test is None and self.test is not None and split is None and "train" not in found.splits:
-            self.data: tuple[Path, ...] = ()  # a data set to be tested on alone
-        else:
-            self.data = found.split(split or "train")
+        parted = test_rows is not None or test_share is not None
+        self.data, self.test, self.note = self._choose(found, test, parted, split)
         self._formats: dict[Path, Format] = {}
         self.format = " and ".join(dict.fromkeys(
             form for files in (self.data, self.test) if files for form in self._learn(files, declared)))
@@ -90,6 +97,21 @@ class FileTask:
         self._where: dict[Split, list[str]] = {}
         self._judge = MathsJudge(workers, timeout_s)
         self._test_ids: frozenset[str] | None = None
+
+    def _choose(
+        self, found: datasets.DataFiles, test: str | Path | None, parted: bool, split: str | None
+    ) -> tuple[tuple[Path, ...], tuple[Path, ...] | None, str]:
+        """The files of the training rows and of the test rows (None: a part of the training rows), and a note."""
+        note, tested = found.note, None
+        if test is not None:
+            apart = locate(str(test))
+            tested = apart.test or apart.split("train")
+        elif not parted and found.test != found.splits.get(split or "train"):
+            tested = found.test
+            note += "" if tested is None or "test" in found.splits else "; tested on its split validation"
+        if test is None and tested is not None and split is None and "train" not in found.splits:
+            return (), tested, note  # a data set to be tested on alone
+        return found.split(split or "train"), tested, note
 
     def _learn(self, files: tuple[Path, ...], declared: Declared | None) -> Iterator[str]:
         """Finds out in which form the files are; each is read by the form that most of the first rows have."""
@@ -151,10 +173,33 @@ class FileTask:
                     where.append(f"{record.source}: {bad}")
                 continue
             seen.add(problem.id)
-            yield problem
+            yield self._put(problem)
         if not seen:
             raise FathomError(f"{self.name} ({self.format}): no {split} problems, rows left out: "
                               f"{dict(skipped) or 0}; give another file, or another share for the {split} split")
+
+    def _put(self, problem: Problem) -> Problem:
+        """The problem as it is asked: with system message, instruction and examples."""
+        if not self.prompting:
+            return problem
+        prompt = self.prompting.put(problem.prompt, self._shown(problem.id))
+        return replace(problem, prompt=prompt, meta={**problem.meta, QUESTION: problem.prompt[-1].text})
+
+    def _shown(self, but: str) -> list[tuple[tuple[Message, ...], str]]:
+        """The first training problems with a worked solution, without the problem `but` itself."""
+        shots = self.prompting.shots
+        if self._examples is None:
+            self._examples = list(islice(self._solved(), shots + 1)) if shots else []
+            if len(self._examples) < shots:
+                raise UsageError(f"{self.name}: shots={shots}, but {len(self._examples)} training problems have a "
+                                 "worked solution; give fewer, or training data with solutions")
+        return [(one.prompt, one.solution or "") for one in self._examples if one.id != but][:shots]
+
+    def _solved(self) -> Iterator[Problem]:
+        for record in self.records("train"):
+            with suppress(BadRow):  # counted where the training split itself is read
+                if (problem := self.parse(record)).solution is not None:
+                    yield problem
 
     def records(self, split: Split) -> Iterator[Record]:
         """Every row of a split as a Record, unreadable ones too; `parse` turns them into problems or says why not."""
@@ -175,8 +220,8 @@ class FileTask:
     def judge(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
         """One verdict per (problem, completion text), by MathsJudge; a formula copied from the question is WRONG."""
         return self._judge.judge(
-            [(problem.answer, text) for problem, text in items],
-            questions=[_question(problem) for problem, _ in items],
+            [(problem.answer, text) for problem, text in items], self._final,
+            questions=[question(problem) for problem, _ in items],
         )
 
     def close(self) -> None:
@@ -212,6 +257,8 @@ class FileTask:
         return self._test_ids
 
 
-def _question(problem: Problem) -> str | None:
-    """The text of the last message from the user."""
+def question(problem: Problem) -> str | None:
+    """What was asked, without instruction and examples: else the text of the last message from the user."""
+    if QUESTION in problem.meta:
+        return str(problem.meta[QUESTION])
     return next((message.text for message in reversed(problem.prompt) if message.role == "user"), None)

@@ -13,10 +13,10 @@ from fathom.judge.own import load_object
 from fathom.judge.verdict import Outcome, Verdict
 from fathom.tasks.statistics import (
     Difference,
-    bootstrap_mean,
     maj_at_k,
-    paired_bootstrap,
+    paired_difference,
     pass_at_k,
+    share_interval,
     wilson,
 )
 
@@ -28,10 +28,9 @@ __all__ = [
     "Problem",
     "Score",
     "Task",
-    "bootstrap_mean",
     "load_task",
     "maj_at_k",
-    "paired_bootstrap",
+    "paired_difference",
     "pass_at_k",
     "wilson",
 ]
@@ -92,6 +91,7 @@ def load_task(spec: str | Mapping[str, Any]) -> Task:
 
     "gym:NAME" is a reasoning-gym task; a data file, a directory of them, "hub:OWNER/NAME", "gsm8k" and "math" are
     problem files; "code:DATA", or "code" with the option `data`, is such data with programming problems;
+    a benchmark's name (`fathom.tasks.benchmarks`) is the published set, or local files of its form with `data`;
     "my_package.module:thing" is anybody's own, either a Task or something that returns one when called with the
     options. A mapping {"task": name, **options} passes options; for files {"data": path, ...} may stand without "task",
     and with gsm8k or math `data` and `test` name local files to read in the data set's place.
@@ -116,11 +116,34 @@ def load_task(spec: str | Mapping[str, Any]) -> Task:
         from fathom.tasks.code import CodeTask
 
         return CodeTask.load(name, options)
+    from fathom.tasks.benchmarks import BENCHMARKS, CODE_BENCHMARKS, NOT_JUDGED
+
+    if name in BENCHMARKS:
+        from fathom.tasks.benchmark_task import BenchmarkTask
+
+        check_options(name, options, BenchmarkTask, "a benchmark")
+        return BenchmarkTask(name, **options)
+    from fathom.tasks import polyglot
+
+    if polyglot.language_of(name):
+        check_options(name, options, polyglot.PolyglotTask, "a task of HumanEval in other languages")
+        return polyglot.PolyglotTask(name, **options)
+    if name in CODE_BENCHMARKS:
+        from fathom.tasks.code import CodeTask
+
+        repository, config = CODE_BENCHMARKS[name]
+        options = {"data": f"{hub.PREFIX}{repository}", **({} if "data" in options else {"config": config}), **options}
+        task = CodeTask.load("code", {key: value for key, value in options.items() if value is not None})
+        task.name = name
+        return task
+    if name in NOT_JUDGED:
+        raise UsageError(f"{name}: cannot be judged here: {NOT_JUDGED[name]}")
     if hub.is_data(name):
         return _file_task(name, hub.DECLARED.get(name), options)
     if ":" not in name:
         raise UsageError(
-            f"{name}: no such task; a task is {', '.join(hub.DECLARED)}, gym:NAME, code:DATA, hub:OWNER/NAME, a "
+            f"{name}: no such task; {_near(name)}a task is "
+            f"{', '.join((*hub.DECLARED, *BENCHMARKS, *CODE_BENCHMARKS))}, gym:NAME, code:DATA, hub:OWNER/NAME, a "
             f"directory of data, a file that ends in {', '.join(SUFFIXES)}, or my_package.module:thing"
         )
     thing = load_object(name, "task")
@@ -135,6 +158,13 @@ def load_task(spec: str | Mapping[str, Any]) -> Task:
             f"{name}: a task has name, problems(split, limit, seed) and judge(items); {thing!r:.80} has not"
         )
     return thing
+
+
+def _near(name: str) -> str:
+    from fathom.tasks.benchmarks import BENCHMARKS, CODE_BENCHMARKS
+
+    near = difflib.get_close_matches(name, (*BENCHMARKS, *CODE_BENCHMARKS), n=1)
+    return f"did you mean {near[0]}? " if near else ""
 
 
 def check_options(name: str, options: Mapping[str, Any], kind: type, what: str) -> None:
@@ -163,7 +193,7 @@ class Score:
     """What a model reached on one task. Every sample that was asked counts in `accuracy`, judged or not.
 
     `range` runs from all failed samples being wrong to all being right; `low` and `high` bound `accuracy` at 95 %
-    (Wilson for one sample per problem, else a bootstrap over problems, since samples of one problem go together).
+    (Wilson; with several samples per problem for as many trials as have the variance found between problems).
     """
 
     problems: int
@@ -189,7 +219,7 @@ class Score:
         if samples == len(groups):
             low, high = wilson(right, samples)
         else:
-            low, high = bootstrap_mean([_share_right(group) for group in groups])
+            low, high = share_interval([_share_right(group) for group in groups], samples)
         return cls(
             len(groups),
             samples,

@@ -10,14 +10,8 @@ from hypothesis import strategies as st
 
 from fathom.core.errors import UsageError
 from fathom.judge.verdict import Verdict
-from fathom.tasks.task import (
-    Score,
-    bootstrap_mean,
-    maj_at_k,
-    paired_bootstrap,
-    pass_at_k,
-    wilson,
-)
+from fathom.tasks.statistics import best_at_n, share_interval, t95
+from fathom.tasks.task import Score, maj_at_k, paired_difference, pass_at_k, wilson
 
 
 @given(st.integers(1, 9).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
@@ -63,18 +57,79 @@ def test_wilson_against_its_defining_equation() -> None:
     assert wilson(0, 0) == (0.0, 1.0)
 
 
-def test_bootstrap_agrees_with_the_normal_interval_of_many_problems() -> None:
+def test_the_interval_of_many_samples_agrees_with_the_normal_one_of_many_problems() -> None:
     values = np.random.default_rng(1).choice([0, 0.25, 0.5, 1.0], 2000)
-    low, high = bootstrap_mean(list(values))
+    low, high = share_interval(list(values), 8000)
     half = 1.96 * values.std() / math.sqrt(2000)
-    assert low == pytest.approx(values.mean() - half, abs=0.1 * half)
-    assert high == pytest.approx(values.mean() + half, abs=0.1 * half)
-    assert bootstrap_mean(list(values)) == (low, high)  # its randomness has a seed
+    assert low == pytest.approx(values.mean() - half, abs=0.05 * half)
+    assert high == pytest.approx(values.mean() + half, abs=0.05 * half)
 
 
-def test_bootstrap_of_only_right_problems_is_not_certain() -> None:
-    assert bootstrap_mean([1.0] * 30) == wilson(30, 30)
-    assert bootstrap_mean([0.0] * 30) == wilson(0, 30)
+def test_problems_that_are_all_right_are_not_certain() -> None:
+    assert share_interval([1.0] * 30, 240)[0] == pytest.approx(wilson(30, 30)[0], abs=0.02)
+    assert share_interval([1.0] * 30, 240)[1] == 1.0
+    assert share_interval([0.0] * 30, 30) == wilson(0, 30)
+
+
+def test_one_sample_a_problem_is_wilson() -> None:
+    assert share_interval([1.0] * 12 + [0.0] * 28, 40) == wilson(12, 40)
+
+
+def test_the_quantile_of_student() -> None:
+    published = {4: 2.7764, 5: 2.5706, 10: 2.2281, 29: 2.0452, 99: 1.9842, 10_000: 1.9602}
+    for degrees, value in published.items():
+        assert t95(degrees) == pytest.approx(value, rel=0.005)
+
+
+def covered(rounds: int) -> float:
+    """Over benchmarks of many kinds, how often the interval holds the accuracy that was to be estimated."""
+    generator = np.random.default_rng(3)
+    hits = total = 0
+    shapes = [(30, 1), (100, 1), (500, 1), (30, 8), (30, 64), (100, 4), (100, 16), (500, 8)]
+    for problems, samples in shapes:
+        for _ in range(rounds):
+            a, b = generator.uniform(0.3, 4, 2)
+            values = generator.binomial(samples, generator.beta(a, b, problems)) / samples
+            low, high = share_interval(list(values), problems * samples)
+            hits += bool(low <= a / (a + b) <= high)
+            total += 1
+    return hits / total
+
+
+def false_alarms(rounds: int) -> float:
+    """How often two equal models are told to differ significantly."""
+    generator = np.random.default_rng(4)
+    alarms = total = 0
+    for problems, samples in [(30, 1), (100, 1), (500, 1), (30, 8), (100, 8), (500, 4)]:
+        for _ in range(rounds):
+            chance = generator.beta(*generator.uniform(0.3, 3, 2), problems)
+            a, b = (list(generator.binomial(samples, chance) / samples) for _ in range(2))
+            alarms += paired_difference(a, b).significant
+            total += 1
+    return alarms / total
+
+
+def test_intervals_hold_the_truth_in_95_of_100() -> None:
+    assert 0.94 <= covered(500) <= 0.96
+
+
+def test_equal_models_differ_in_5_of_100() -> None:
+    assert 0.04 <= false_alarms(700) <= 0.06
+
+
+@pytest.mark.long
+def test_intervals_and_alarms_over_many_rounds() -> None:
+    assert 0.94 <= covered(10_000) <= 0.96
+    assert 0.04 <= false_alarms(10_000) <= 0.06
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=7).flatmap(
+    lambda rows: st.tuples(st.just(rows), st.integers(1, len(rows)))))
+def test_best_at_n_is_the_mean_over_all_draws(case: tuple[list[tuple[int, bool]], int]) -> None:
+    rows, n = case
+    draws = [min(draw, key=lambda i: (-rows[i][0], i)) for draw in itertools.combinations(range(len(rows)), n)]
+    expected = sum(rows[best][1] for best in draws) / len(draws)
+    assert best_at_n([score for score, _ in rows], [right for _, right in rows], n) == pytest.approx(expected)
 
 
 def test_the_noise_of_aime() -> None:
@@ -83,26 +138,26 @@ def test_the_noise_of_aime() -> None:
     assert (high - low) / 3.92 == pytest.approx(0.08, abs=0.01)
 
 
-def test_paired_bootstrap() -> None:
+def test_paired_difference() -> None:
     generator = np.random.default_rng(0)
     base = {f"p{i}": float(value) for i, value in enumerate(generator.random(300))}
     better = {name: value + 0.05 + 0.01 * float(generator.standard_normal()) for name, value in base.items()}
     shuffled = dict(sorted(better.items(), reverse=True))
-    difference = paired_bootstrap(shuffled, base)
+    difference = paired_difference(shuffled, base)
     assert difference.significant
     assert difference.mean == pytest.approx(0.05, abs=0.005)
     assert difference.low < difference.mean < difference.high
-    assert not paired_bootstrap(base, base).significant
+    assert not paired_difference(base, base).significant
     noise = generator.standard_normal(200)
-    assert not paired_bootstrap(list(noise - noise.mean()), [0.0] * 200).significant
-    assert not paired_bootstrap([1.0] * 5, [0.0] * 5).significant  # five of five happens by chance
-    assert paired_bootstrap([1.0] * 6, [0.0] * 6).significant
+    assert not paired_difference(list(noise - noise.mean()), [0.0] * 200).significant
+    assert not paired_difference([1.0] * 5, [0.0] * 5).significant  # five of five happens by chance
+    assert paired_difference([1.0] * 6, [0.0] * 6).significant
     with pytest.raises(UsageError, match="1 problems are in one score only"):
-        paired_bootstrap({"a": 1.0}, {"a": 1.0, "b": 0.0})
+        paired_difference({"a": 1.0}, {"a": 1.0, "b": 0.0})
     with pytest.raises(UsageError, match="2 against 1"):
-        paired_bootstrap([1.0, 1.0], [1.0])
+        paired_difference([1.0, 1.0], [1.0])
     with pytest.raises(UsageError, match="not finite"):
-        paired_bootstrap([math.nan], [1.0])
+        paired_difference([math.nan], [1.0])
 
 
 def test_score_counts_every_sample_that_was_asked() -> None:

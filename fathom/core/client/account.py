@@ -80,6 +80,7 @@ class Forecast:
     expected_money: float | None
     most_money: float | None  # a cap of as much is never met
     assumptions: tuple[str, ...]
+    found_money: float = 0.0  # what the answers found in the journal had cost
 
     def __str__(self) -> str:
         lines = [

@@ -84,6 +84,8 @@ class _Call:
     progress: Progress | None
     lengths: str  # the journal's key of what completions of this kind took
     done: int = 0
+    told: dict[int, int] = field(default_factory=dict)  # prompts found in the journal: their tokens, as the reply says
+    paid: list[Usage] = field(default_factory=list)  # what the answers found there had cost
     stop: BaseException | None = None
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
     not_before: float = 0.0  # the endpoint asked everyone to wait
@@ -154,8 +156,14 @@ class Client:
                 _run(lambda: self._ask_all(call))
             return [[answer for answer in row if answer is not None] for row in call.answers]
 
-    def forecast(self, prompts: Sequence[Sequence[Message]], sampling: Sampling, n: int = 1) -> Forecast:
-        """What `generate` with the same arguments would still send and cost; nothing is asked."""
+    def forecast(
+        self, prompts: Sequence[Sequence[Message]], sampling: Sampling, n: int = 1, reply_tokens: int | None = None,
+    ) -> Forecast:
+        """What `generate` with the same arguments would still send and cost; nothing is asked.
+
+        `reply_tokens` is how long a completion is taken to be before enough came, else sampling.max_tokens. Once
+        enough of these prompts were answered, the endpoint's own count of them corrects ours of the others.
+        """
         call = self._call(prompts, sampling, n, None, book=False)
         whole = self._several is not False
         requests = completions = prompt_tokens = most_prompt = 0
@@ -171,20 +179,28 @@ class Client:
         most = Usage(most_prompt, completions * sampling.max_tokens)
         answers, tokens = self._lengths(call.lengths)
         assumptions = [self._counter.assumption]
+        if len(call.told) >= OBSERVED and (ours := sum(self._counter.expected(wire.messages(prompts[p]))
+                                                       for p in call.told)):
+            ratio = sum(call.told.values()) / ours
+            prompt_tokens = round(prompt_tokens * ratio)
+            assumptions.append(f"{ratio:.2f} times as many, as the endpoint counted {len(call.told)} of these prompts")
         if answers >= OBSERVED:
             expected = round(completions * tokens / answers)
             assumptions.append(f"completions of {tokens / answers:.1f} tokens, the mean of {answers} answers so far")
         else:
-            expected = most.completion
-            assumptions.append(f"completions of max_tokens={sampling.max_tokens}: only {answers} answers so far, their "
-                               f"mean is used from {OBSERVED}")
+            length = min(reply_tokens or sampling.max_tokens, sampling.max_tokens)
+            expected = completions * length
+            named = "max_tokens=" if reply_tokens is None else ""
+            assumptions.append(f"completions of {named}{length}{'' if named else ' tokens'}: only {answers} answers so "
+                               f"far, their mean is used from {OBSERVED}")
         if n > 1 and self._several is None:
             assumptions.append("the endpoint takes n > 1; if not, the prompt is paid for with each completion")
         priced = self.settings.price_in is not None
         return Forecast(
             call.all, call.done, requests, prompt_tokens, expected, most.completion,
             self._account.money(Usage(prompt_tokens, expected)) if priced else None,
-            self._account.money(most) if priced else None, tuple(assumptions))
+            self._account.money(most) if priced else None, tuple(assumptions),
+            sum(map(self._account.money, call.paid)))
 
     def close(self) -> None:
         """Closes the journal; closing twice is harmless."""
@@ -236,8 +252,12 @@ class Client:
             if (stored := journal.get(entry)) is not None:
                 call.answers[prompt][i] = _answer(stored)
                 call.done += 1
+                usages = [Usage(**usage) for usage in stored["usages"]]
+                call.paid += usages
+                if usages and not usages[-1].estimated:
+                    call.told[prompt] = usages[-1].prompt
                 if book:
-                    self._account.found(entry, [Usage(**usage) for usage in stored["usages"]])
+                    self._account.found(entry, usages)
 
     def _lengths(self, kind: str) -> tuple[int, int]:
         """Answers of this kind so far, and their tokens."""

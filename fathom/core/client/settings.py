@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
@@ -16,6 +16,10 @@ RESERVED = ("model", "messages", "n", "seed", "stream", "max_tokens", "max_compl
 
 class ClientSettings(Settings):
     """An OpenAI-compatible endpoint and the manners towards it. The key itself is never a setting."""
+
+    manners: ClassVar[tuple[str, ...]] = (
+        "key_env", "concurrency", "timeout_s", "retries", "backoff_s", "wait_max_s", "price_in", "price_out",
+        "price_cached", "cap", "image_tokens", "journal", "reply_mb")
 
     url: str = Field(description="the endpoint's base address, which usually ends in /v1")
     model: str = Field(min_length=1, description="the model's name at the endpoint")

@@ -6,13 +6,14 @@ Thinking is cut off first and the last block counts. Reasons of `Unread` are few
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 from fathom.judge.extract import Extracted, Unread, after_thinking
 
 Reading = Literal["block", "completion"]
 LONGEST_PROGRAM = 100_000  # characters
-_FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})[ \t]*([\w+-]*)[^`\n]*")
+_FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})[ \t]*([\w+#-]*)[^`\n]*")
 _PYTHON = ("python", "python3", "py")
 
 
@@ -26,7 +27,7 @@ def program(text: str, read: Reading = "block") -> Extracted | Unread:
     shown = after_thinking(text)
     if isinstance(shown, Unread):
         return shown
-    found = _last_block(shown) if read == "block" else _body(shown)
+    found = last_block(shown, _PYTHON) if read == "block" else _body(shown)
     if isinstance(found, Unread):
         return found
     if not found.strip():
@@ -40,7 +41,8 @@ def program(text: str, read: Reading = "block") -> Extracted | Unread:
     return Extracted(found, read)
 
 
-def _last_block(text: str) -> str | Unread:
+def last_block(text: str, marks: Sequence[str]) -> str | Unread:
+    """The content of the last fenced block that bears one of these marks; Unread where the last one never closes."""
     last: str | None = None
     opened: re.Match[str] | None = None
     lines: list[str] = []
@@ -50,12 +52,12 @@ def _last_block(text: str) -> str | Unread:
             if fence is not None:
                 opened, lines = fence, []
         elif fence is not None and not fence[3] and fence[2].startswith(opened[2]):
-            if opened[3].lower() in _PYTHON:
+            if opened[3].lower() in marks:
                 last = "\n".join([*lines, ""])
             opened = None
         else:
             lines.append(line.removeprefix(opened[1]))
-    if opened is not None and opened[3].lower() in _PYTHON:
+    if opened is not None and opened[3].lower() in marks:
         return Unread("code block was never closed")
     return Unread("no code block") if last is None else last
 
