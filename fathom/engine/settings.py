@@ -13,7 +13,9 @@ class EngineSettings(Settings):
     """How much the engine does at once: speed and memory, never what a request's distribution is."""
 
     batch: int = Field(256, ge=1, description="most completions decoded together")
-    compile: bool = Field(False, description="compile the decoding step (latent attention only): a minute's wait first")
+    compile: bool = Field(
+        False, description="compile the decoding step (latent attention only): a minute's wait first, and no faster "
+        "than without on the CPUs that were measured")
     prefill_tokens: int = Field(8192, ge=1, description="most prompt tokens in one step")
     block: int = Field(16, ge=1, le=1024, description="tokens in a block of the cache")
     cache_gb: float | None = Field(

@@ -191,7 +191,9 @@ def _answer(cfg: Evaluate, run: Run, waiting: Sequence[Waiting]) -> None:
         for chunk in _chunks(left, len(left) if source.whole else cfg.chunk):
             k, sampling = cfg.asked(chunk[0].task)
             sampling = sampling.model_copy(update={"seed": run.seed("sample")})
-            for item, group in zip(chunk, source.answers([item.problem for item in chunk], sampling, k), strict=True):
+            progress = _progress(run, done, len(chunk), len(waiting), "answers", source.whole)
+            groups = source.answers([item.problem for item in chunk], sampling, k, progress)
+            for item, group in zip(chunk, groups, strict=True):
                 wanted = len(group) if every else k
                 if not group or len(group) < wanted:
                     store.reject(records[item.key], "no stored answer" if not group else f"fewer than k={k} answers")
@@ -210,6 +212,24 @@ def _answer(cfg: Evaluate, run: Run, waiting: Sequence[Waiting]) -> None:
         seconds = time.monotonic() - began
         run.log.info("answered: %d problems in %.0f s, %s tokens%s", len(left), seconds, f"{tokens:,}",
                      "".join(f", {name} {value}" for name, value in source.summary().items()))
+
+
+def _progress(run: Run, done: int, chunk: int, total: int, what: str, may_stop: bool) -> Callable[[int, int], None]:
+    """Tells of single answers where the panel looks; raises Stopped where what is done is journalled."""
+    import time
+
+    from fathom.core.errors import Stopped
+
+    last = [time.monotonic()]
+
+    def progress(finished: int, all: int) -> None:
+        if time.monotonic() - last[0] >= 1:
+            last[0] = time.monotonic()
+            run.timing(done + finished * chunk // all, total=total)
+        if may_stop and finished < all and (reason := run.stop_requested):
+            raise Stopped(f"stopped after {finished} of {all} {what} ({reason}); the same command continues")
+
+    return progress
 
 
 def _chunks(left: Sequence[Waiting], size: int) -> Iterator[Sequence[Waiting]]:
@@ -306,7 +326,6 @@ def _by_model(
     there: Sequence[Waiting], groups: Sequence[Sequence[Given]], judge: ModelJudge | None, run: Run
 ) -> list[list[Judgement]]:
     """Judgements of the judging model, or those of the reports that are stored with the answers."""
-    from fathom.core.errors import Stopped
     from fathom.judge.model_judge import Asked, Judgement, judged
     from fathom.judge.verdict import Verdict
     from fathom.tasks.maths import question
@@ -315,14 +334,9 @@ def _by_model(
         return [[judged(one.report) if one.report else Judgement(Verdict.failed("no stored report")) for one in group]
                 for group in groups]
 
-    def progress(finished: int, all: int) -> None:
-        run.timing(finished, total=all)
-        if run.stop_requested and finished < all:
-            raise Stopped(f"stopped after {finished} of {all} judgements ({run.stop_requested}); the same command "
-                          "continues")
-
     asked = [Asked(question(item.problem) or "", item.problem.answer, one.text)
              for item, group in zip(there, groups, strict=True) for one in group]
+    progress = _progress(run, 0, len(asked), len(asked), "judgements", True)
     found = iter(judge.judge(asked, run.log.info, progress))
     return [[next(found) for _ in group] for group in groups]
 
@@ -474,8 +488,10 @@ class _Local:
             run.log.info(COMPILING)
         self._engine, self._scored = Engine(model, tokenizer, cfg.engine), cfg.best_by == "logprob"
 
-    def answers(self, problems: Sequence[Problem], sampling: Sampling, k: int) -> list[list[Given]]:
-        groups = self._engine.generate([problem.prompt for problem in problems], sampling, k)
+    def answers(
+        self, problems: Sequence[Problem], sampling: Sampling, k: int, progress: Callable[[int, int], None]
+    ) -> list[list[Given]]:
+        groups = self._engine.generate([problem.prompt for problem in problems], sampling, k, progress)
         return [[as_given(one, self._scored) for one in group] for group in groups]
 
     def summary(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from fathom.core.chat import Completion, Sampling
@@ -31,8 +31,10 @@ class Source(Protocol):
 
     whole: bool
 
-    def answers(self, problems: Sequence[Problem], sampling: Sampling, k: int) -> list[list[Given]]:
-        """`k` answers to each problem; fewer only where fewer are stored."""
+    def answers(
+        self, problems: Sequence[Problem], sampling: Sampling, k: int, progress: Callable[[int, int], None]
+    ) -> list[list[Given]]:
+        """`k` answers to each problem; fewer only where fewer are stored. `progress(finished, all)` counts answers."""
         ...
 
     def summary(self) -> dict[str, Any]:
@@ -55,15 +57,10 @@ class EndpointSource:
     def __init__(self, settings: ClientSettings, run: Run, scored: bool) -> None:
         self._client, self._run, self._scored = client(settings, run, "answers.sqlite", scored), run, scored
 
-    def answers(self, problems: Sequence[Problem], sampling: Sampling, k: int) -> list[list[Given]]:
+    def answers(
+        self, problems: Sequence[Problem], sampling: Sampling, k: int, progress: Callable[[int, int], None]
+    ) -> list[list[Given]]:
         from fathom.core.client import Failed
-        from fathom.core.errors import Stopped
-
-        def progress(finished: int, all: int) -> None:
-            self._run.timing(finished, total=all)
-            if self._run.stop_requested and finished < all:
-                raise Stopped(f"stopped after {finished} of {all} completions ({self._run.stop_requested}); the same "
-                              "command continues")
 
         prompts = [problem.prompt for problem in problems]
         for line in str(self._client.forecast(prompts, sampling, k)).splitlines():
@@ -91,7 +88,9 @@ class StoredSource:
             run.log.warning("%s: rows without an answer: %s", settings.path,
                             ", ".join(f"{reason} ({count})" for reason, count in bad.items()))
 
-    def answers(self, problems: Sequence[Problem], sampling: Sampling, k: int) -> list[list[Given]]:
+    def answers(
+        self, problems: Sequence[Problem], sampling: Sampling, k: int, progress: Callable[[int, int], None]
+    ) -> list[list[Given]]:
         return [[Given(one.text, one.finish, one.tokens, report=one.report, label=one.label, score=one.score)
                  for one in self._stored.of(problem)] for problem in problems]
 

@@ -154,11 +154,12 @@ def lines(score: Mapping[str, Any]) -> list[str]:
     if score.get("truncated") or tokens:
         found.append(f"  cut off at the limit: {score.get('truncated', 0)} of {score['samples']}{tokens}")
     for key, name in (("pass_at", "pass@{}"), ("maj_at", "maj@{}"), ("best_of", "best of {}")):
-        if len(score.get(key, {})) > 1 or (key != "pass_at" and score.get(key)):
+        values, intervals = score.get(key, {}), score.get(f"{key}_interval", {})
+        if len(values) > 1 or (key != "pass_at" and values):
             found.append("  " + ", ".join(
-                f"{name.format(n)} {100 * value:.1f} % ({100 * low:.1f}–{100 * high:.1f})"
-                for (n, value), (low, high) in zip(
-                    score[key].items(), score[f"{key}_interval"].values(), strict=True)))
+                f"{name.format(n)} {100 * value:.1f} %" + (
+                    f" ({100 * intervals[n][0]:.1f}–{100 * intervals[n][1]:.1f})" if n in intervals else "")
+                for n, value in values.items()))
     for row in score.get("conventions", ()):
         found.append(f"  {row['name']}: {row['text']}")
     if labels := score.get("labels"):
