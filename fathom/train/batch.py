@@ -16,20 +16,21 @@ from torch import Tensor
 
 from fathom.core.errors import FathomError
 from fathom.model.layout import Layout
+from fathom.train.variants import Weigh
 
 
 @dataclass(frozen=True)
 class Example:
     """One sequence to learn from.
 
-    `tokens` [n] and `trained` [n] (is the model to produce this token?); for reinforcement learning one `advantage`,
-    and `sampled_logp` / `reference_logp` [n] natural log-probabilities, read where trained. Neighbours with the same
-    `group` share their first `shared` tokens, which then go through the model once.
+    `tokens` [n] and `trained` [n] (is the model to produce this token?); for reinforcement learning an `advantage`, one
+    for all or [n], and `sampled_logp` / `reference_logp` [n] natural log-probabilities, read where trained. Neighbours
+    with the same `group` share their first `shared` tokens, which then go through the model once.
     """
 
     tokens: np.ndarray
     trained: np.ndarray
-    advantage: float | None = None
+    advantage: float | np.ndarray | None = None
     sampled_logp: np.ndarray | None = None
     reference_logp: np.ndarray | None = None
     group: str | None = None
@@ -48,6 +49,7 @@ class Batch:
     advantage: Tensor | None = None  # [T]
     sampled_logp: Tensor | None = None  # [T]
     reference_logp: Tensor | None = None  # [T]
+    old_logp: Tensor | None = None  # [T] of the policy before the update, computed by the trainer
 
 
 # trained tokens of each sequence of the step → coefficient of each of its tokens
@@ -65,7 +67,22 @@ def sequence_mean(counts: Sequence[int]) -> list[float]:
     return [1.0 / (len(counts) * n) if n else 0.0 for n in counts]
 
 
-WEIGHT_RULES: dict[str, WeightRule] = {"token_mean": token_mean, "sequence_mean": sequence_mean}
+def sequence_sum(counts: Sequence[int]) -> list[float]:
+    """Sum over a sequence's tokens, mean over sequences: 1/B."""
+    return [1.0 / len(counts)] * len(counts)
+
+
+def constant(limit: int) -> WeightRule:
+    """Sum over all tokens by a constant, 1/(B·`limit`): the most tokens of a completion (Dr. GRPO, 2503.20783)."""
+    return lambda counts: [1.0 / (len(counts) * limit)] * len(counts)
+
+
+def weight_rule(name: Weigh, limit: int) -> WeightRule:
+    """The rule of that name; `limit` is the most tokens of a completion, for `constant`."""
+    rules: dict[str, WeightRule] = {
+        "token_mean": token_mean, "sequence_mean": sequence_mean, "sequence_sum": sequence_sum,
+        "constant": constant(limit)}
+    return rules[name]
 
 
 def pack(
@@ -130,9 +147,10 @@ def _lay(
         targets.append(example.tokens[start + 1: stop + 1])
         mask = example.trained[start + 1: stop + 1]
         weight.append(mask * coefficient)
-        advantage.append(mask * (example.advantage or 0.0))
-        for kept, given in ((sampled, example.sampled_logp), (reference, example.reference_logp)):
-            kept.append(np.zeros(stop - start) if given is None else given[start + 1: stop + 1])
+        given = example.advantage
+        advantage.append(mask * (given[start + 1: stop + 1] if isinstance(given, np.ndarray) else given or 0.0))
+        for kept, known in ((sampled, example.sampled_logp), (reference, example.reference_logp)):
+            kept.append(np.zeros(stop - start) if known is None else known[start + 1: stop + 1])
         lengths.append(stop - start)
         prefix.append(parent)
         sequence_weight.append(share)

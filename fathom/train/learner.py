@@ -33,16 +33,17 @@ class Learner:
     """Trains one model: `for step in learner.steps(n)`, `learner.backward(loss)` per micro-batch, `learner.step()`.
 
     On entering `steps` it restores the newest checkpoint of the run, if there is one, and cuts the metrics back to it;
-    after a step it saves where due and where a stop was asked for. `tracked` are things that the checkpoint holds too.
+    after a step it saves where due and where a stop was asked for, at multiples of `stride` only. `tracked`
+    are things that the checkpoint holds too.
     """
 
     def __init__(
-        self, model: Transformer, optim: AdamW, run: Run, checkpoints: Checkpoints | None = None,
+        self, model: Transformer, optim: AdamW, run: Run, checkpoints: Checkpoints | None = None, stride: int = 1,
         **tracked: Stateful,
     ):
         self.model, self.settings, self.run = model, optim, run
         self.checkpoints, self.tracked = checkpoints or Checkpoints(), tracked
-        self.optimiser = Optimiser(model, optim)
+        self.optimiser, self.stride = Optimiser(model, optim), stride
         self.done = 0  # finished steps
         self.total = 0  # steps of the whole run, for the schedule
         self.tokens = 0  # input tokens learnt from, ever
@@ -68,6 +69,8 @@ class Learner:
             yield step
             self.done = step
             self.run.timing(step, seconds=time.monotonic() - started, total=until)
+            if step % self.stride:
+                continue
             reason = self.run.stop_requested
             if step % self.checkpoints.every == 0 or step == until or reason or self._is_best(step):
                 self.save()
@@ -91,7 +94,8 @@ class Learner:
             self._learnt.append(batch)
         torch.autograd.backward(loss.total)
         for name, value in loss.parts.items():
-            self.parts[name] = self.parts.get(name, torch.zeros((), dtype=torch.float64)) + value.double().cpu()
+            here, known = value.double().cpu(), self.parts.get(name, torch.zeros((), dtype=torch.float64))
+            self.parts[name] = torch.maximum(known, here) if name.endswith("_max") else known + here
         for layer, count in loss.routing.counts.items():
             self.counts[layer] = self.counts[layer] + count if layer in self.counts else count
 

@@ -13,6 +13,8 @@ from fathom.model.head import log_probabilities, weighted_log_probability
 from fathom.model.moe import Dropping
 from fathom.model.transformer import Routing, Transformer
 from fathom.train.batch import Batch
+from fathom.train.policy import CLIPS, ESTIMATORS, LEVELS, Tokens, corrected
+from fathom.train.variants import PolicyRule
 
 
 @dataclass(frozen=True)
@@ -61,49 +63,69 @@ def next_token(
     return Loss(total, {"loss": total.detach(), **parts}, routing)
 
 
-def grpo(
-    policy: Transformer, batch: Batch, clip: tuple[float, float] = (0.2, 0.2), kl: float = 0.0, temperature: float = 1.0
-) -> Loss:
-    """−Σ w·[min(ρA, clip(ρ, 1−low, 1+high)·A) − kl·k3], DeepSeekMath eq. 3 and 4.
+def grpo(policy: Transformer, batch: Batch, rule: PolicyRule | None = None, temperature: float = 1.0) -> Loss:
+    """−Σ w·[gain − β·KL] over the trained tokens (DeepSeekMath eq. 3 and 4 where `rule` is the default).
 
-    ρ is the policy's probability over the sampler's, both at the sampling `temperature`; k3 = e^x − x − 1 with
-    x = log π_ref − log π_θ. The KL term stands in the loss, never in the reward.
+    ρ is the policy's probability over the sampler's, both at the sampling `temperature`; with a correction, or where
+    the batch says what the policy gave before the update, over that. The KL term stands in the loss, never in the
+    reward, and is added after the terms are corrected.
     """
+    rule = rule or PolicyRule()
     if batch.advantage is None or batch.sampled_logp is None:
         raise ValueError("grpo: the batch has no advantages or sampled log-probabilities")
     routing = Routing()
     hidden = policy(batch.tokens, batch.layout, routing)
     rows = batch.weight.nonzero()[:, 0]
     logp = log_probabilities(hidden.index_select(0, rows), policy.lm_head.weight, batch.targets[rows], temperature)
-    w = batch.weight[rows]
-    advantage, log_ratio = batch.advantage[rows], logp - batch.sampled_logp[rows]
-    ratio = log_ratio.exp()
-    clipped = ratio.clamp(1 - clip[0], 1 + clip[1])
-    gain = torch.minimum(ratio * advantage, clipped * advantage)
+    w, sampled = batch.weight[rows], batch.sampled_logp[rows]
+    if batch.old_logp is not None:
+        old = batch.old_logp[rows]
+    else:  # the first update after sampling: the policy itself, where it is not taken for the sampler
+        old = sampled if rule.correction == "none" else logp.detach()
+    tokens = Tokens(batch.layout.sequence_T[rows], batch.layout.sequences, logp, logp - old, batch.advantage[rows])
+    ratio = LEVELS[rule.ratio](tokens).exp()
+    gain, acts = CLIPS[rule.clip](tokens, ratio, rule)
+    gain = gain * corrected(tokens, old - sampled, rule)
+    if rule.off_policy is not None:
+        left = (tokens.advantage < 0) & (tokens.mean(-tokens.log_ratio.detach()) > rule.off_policy)
+        gain = torch.where(left, 0.0, gain)
     loss = -(w * gain).sum()
+    away = (logp - sampled).detach()
     parts = {
-        "clip_share": (w * (clipped * advantage < ratio * advantage)).sum().detach(),
-        "mismatch": (w * log_ratio.abs()).sum().detach(),
+        "clip_share": (w * acts).sum().detach(),
+        "clip_low": (w * (acts & (ratio < 1))).sum().detach(), "clip_high": (w * (acts & (ratio > 1))).sum().detach(),
+        "mismatch": (w * away.abs()).sum(), "mismatch_max": away.abs().max() if len(away) else away.sum(),
     }
-    if kl:
+    if rule.kl:
         if batch.reference_logp is None:
             raise ValueError("grpo: kl > 0 needs the reference's log-probabilities in the batch")
         x = batch.reference_logp[rows] - logp
-        k3 = (w * (x.exp() - x - 1)).sum()
-        loss = loss + kl * k3
-        parts["kl"] = k3.detach()
+        estimate = ESTIMATORS[rule.estimator](x)
+        term = (w * (estimate * tokens.log_ratio.exp() if rule.unbiased_kl else estimate)).sum()
+        loss = loss + rule.kl * term
+        parts["kl"] = (w * ESTIMATORS["k3"](x)).sum().detach()
     return Loss(loss, {"loss": loss.detach(), **parts}, routing)
 
 
 @torch.no_grad()
 def with_reference(reference: Transformer, batch: Batch, temperature: float = 1.0) -> Batch:
     """The batch with the reference's log-probabilities of its trained tokens."""
+    return replace(batch, reference_logp=_known(reference, batch, temperature))
+
+
+@torch.no_grad()
+def with_old(policy: Transformer, batch: Batch, temperature: float = 1.0) -> Batch:
+    """The batch with the log-probabilities that the policy gives now, before it is updated."""
+    return replace(batch, old_logp=_known(policy, batch, temperature))
+
+
+def _known(model: Transformer, batch: Batch, temperature: float) -> Tensor:
     rows = batch.weight.nonzero()[:, 0]
-    hidden = reference(batch.tokens, batch.layout)
+    hidden = model(batch.tokens, batch.layout)
+    known = log_probabilities(hidden[rows], model.lm_head.weight, batch.targets[rows], temperature)
     logp = batch.weight.new_zeros(batch.weight.shape)
-    known = log_probabilities(hidden[rows], reference.lm_head.weight, batch.targets[rows], temperature)
     logp[rows] = known.to(logp.dtype)
-    return replace(batch, reference_logp=logp)
+    return logp
 
 
 def _cross_entropy(model: Transformer, hidden: Tensor, targets: Tensor, weight: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from fathom.model.transformer import Transformer
 from fathom.train.batch import Batch, Example, sequence_mean, token_mean
 from fathom.train.learner import mean_loss
 from fathom.train.objective import grpo, next_token, with_reference
+from fathom.train.variants import PolicyRule
 
 # both sides float64: other order of sums through a few sharp layers; 1e-9 leaves no room for another formula
 EXACT = 1e-9
@@ -230,7 +231,7 @@ def test_grpo_is_the_loop(temperature: float, aggregate: str, kl: float) -> None
     def objective(model: Transformer, batch: Batch):
         if kl:
             batch = with_reference(reference, batch, temperature)
-        return grpo(model, batch, clip, kl, temperature)
+        return grpo(model, batch, PolicyRule(low=clip[0], high=clip[1], kl=kl), temperature)
 
     losses = step(policy, examples, token_mean if aggregate == "token" else sequence_mean, 25, objective)
     assert len(losses) > 1
@@ -268,7 +269,7 @@ def test_clip_fixtures(ratio: float, advantage: float, gain: float, clipped: boo
 @pytest.mark.parametrize(("x", "value"), [(0.1, 0.005171), (-0.1, 0.004837), (1.0, 0.718282), (-1.0, 0.367879)])
 def test_k3_fixtures(x: float, value: float) -> None:
     policy, batch = one_token(1.0, 0.0, math.exp(x))
-    parts = grpo(policy, batch, kl=0.5).parts
+    parts = grpo(policy, batch, PolicyRule(kl=0.5)).parts
     assert float(parts["kl"]) == pytest.approx(value, abs=5e-7)  # the fixture has six digits
     assert float(parts["loss"]) == pytest.approx(0.5 * value, abs=5e-7)
 
@@ -306,7 +307,8 @@ def test_no_divergence_from_oneself() -> None:
     """π_θ = π_ref: the KL term and its gradient are 0."""
     policy = sharp(MLA_MOE)
     examples = [replace(e, advantage=0.0) for e in rollout(MLA_MOE, policy)]
-    losses = step(policy, examples, sequence_mean, 25, lambda m, b: grpo(m, with_reference(sharp(MLA_MOE), b), kl=1.0))
+    losses = step(policy, examples, sequence_mean, 25,
+                  lambda m, b: grpo(m, with_reference(sharp(MLA_MOE), b), PolicyRule(kl=1.0)))
     assert total(losses, "kl") == pytest.approx(0, abs=1e-12)
     # e^x − 1 is the derivative; x is a rounding of 1e-15
     assert max(float(g.abs().max()) for g in gradients(policy).values()) < 1e-9
@@ -319,7 +321,7 @@ def test_what_grpo_needs_is_asked_for() -> None:
         grpo(policy, bare)
     _, batch = one_token(1.0, 1.0)
     with pytest.raises(ValueError, match="reference"):
-        grpo(policy, replace(batch, reference_logp=None), kl=0.1)
+        grpo(policy, replace(batch, reference_logp=None), PolicyRule(kl=0.1))
 
 
 @pytest.mark.equivalence
