@@ -166,7 +166,7 @@ class ModelJudge:
 
     def __init__(self, settings: JudgeSettings, client: Client) -> None:
         self.settings, self.client = settings, client
-        self.template = _template(settings.prompt)
+        self.template = template(settings.prompt)
         self.prompt_sha = hashlib.sha256(self.template.encode()).hexdigest()[:16]
         self._sampling = Sampling(max_tokens=settings.max_tokens, temperature=0)
 
@@ -258,7 +258,8 @@ def judged(reply: str) -> Judgement:
     return Judgement(verdict, reply, reports.published(reply))
 
 
-def _template(path: str | None) -> str:
+def template(path: str | None) -> str:
+    """The prompt in a file, or ours; UsageError where it lacks a slot."""
     if path is None:
         return PROMPT
     try:

@@ -16,6 +16,8 @@ from fathom.core.errors import UsageError
 from fathom.report.read import Stage, prompt_text, read_run
 from fathom.tasks.statistics import Difference, paired_difference
 
+MOST_FAILED = 0.01  # of the samples; beyond it a difference says nothing
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -56,6 +58,7 @@ class TaskComparison:
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
     changed: tuple[str, ...]
+    samples: int = 0  # of A, over these problems
     better: tuple[Flip, ...] = ()
     worse: tuple[Flip, ...] = ()
 
@@ -135,10 +138,11 @@ def render(comparison: Comparison, flips: int = 5) -> str:
             lines.append(f"{row}  no problem in common: not compared")
             continue
         interval = f"{_points(task.difference.low)} to {_points(task.difference.high)}"
-        lines.append(
-            f"{row}  {task.a:>7.1%}  {task.b:>7.1%}  {_points(task.difference.mean):>8}  {interval}  "
-            f"{'significant' if task.difference.significant else 'not significant'}"
-        )
+        verdict = "significant" if task.difference.significant else "not significant"
+        if max(task.failed_a, task.failed_b) > MOST_FAILED * task.samples:
+            verdict = "open: too much was not judged"
+        mean = _points(task.difference.mean)
+        lines.append(f"{row}  {task.a:>7.1%}  {task.b:>7.1%}  {mean:>8}  {interval}  {verdict}")
     for task in comparison.tasks:
         if task.difference is not None:
             lines.append(f"{task.task}: {len(task.better)} problems better in B, {len(task.worse)} worse, "
@@ -158,7 +162,7 @@ def render(comparison: Comparison, flips: int = 5) -> str:
     lines += _named("tasks only in A", comparison.only_a)
     lines += _named("tasks only in B", comparison.only_b)
     if comparison.settings:
-        lines += ["", "settings that differ (A → B)", *(f"  {line}" for line in comparison.settings)]
+        lines += ["", "settings that differ (A → B)", *(f"  {line}" for line in _gathered(comparison.settings))]
     return "\n".join(lines) + "\n"
 
 
@@ -180,6 +184,7 @@ def _task(name: str, a: Mapping[str, Answers], b: Mapping[str, Answers]) -> Task
         only_a=tuple(p for p in a if p not in b),
         only_b=tuple(p for p in b if p not in a),
         changed=tuple(p for p in both if p not in kept),
+        samples=sum(a[p].samples for p in same),
         better=tuple(flip for flip in flips if flip.b > flip.a),
         worse=tuple(flip for flip in flips if flip.b < flip.a),
     )
@@ -189,6 +194,16 @@ def _label(stage: Stage, other: Stage) -> str:
     """The stage's directory and the model that it scored, where scores.json names one."""
     model: Any = stage.scores.get("model")
     return f"{stage.dir}" + (f"  (model {model})" if model and model != other.scores.get("model") else "")
+
+
+def _gathered(settings: Sequence[str]) -> list[str]:
+    """The lines, those of a group of settings that one side does not have at all as one."""
+    found: dict[str, list[str]] = {}
+    for line in settings:
+        group, dot, _ = line.partition(":")[0].partition(".")
+        found.setdefault(group if dot and "not set" in line else line, []).append(line)
+    return [lines[0] if len(lines) == 1 else f"{name}: {len(lines)} settings on one side only"
+            for name, lines in found.items()]
 
 
 def _start(prompt: str, limit: int = 70) -> str:

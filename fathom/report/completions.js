@@ -103,7 +103,7 @@ function completionsBrowser(sources) {
       } }, el("span", { class: "glyph", text: OUTCOMES[outcome] }), outcome, el("small", { text: whole(counts[outcome] || 0) }))));
     list.replaceChildren(...shown.slice(0, state.limit).map(([problem, samples], i) => problemCard(problem, samples, state.query, i === 0)));
     more.hidden = shown.length <= state.limit;
-    more.textContent = `show more (${whole(shown.length - state.limit)} left)`;
+    more.textContent = `show more (${whole(Math.max(0, shown.length - state.limit))} left)`;
     const all = state.source.total, here = state.source.problems.length;
     const whole_run = all === null ? `chosen evenly over ${state.source.steps} logged steps` : all > here ? `chosen evenly out of ${whole(all)}` : "all that were recorded";
     note.textContent = shown.length ? `${whole(shown.length)} of ${whole(here)} problems (${whole_run})` : "Nothing matches these filters.";

@@ -36,7 +36,8 @@ def page(run: RunDir) -> dict[str, Any]:
         ],
         "completions": completions(ran),
         "evaluations": [
-            {"stage": s.name, "model": str(s.scores.get("model", "")), "tasks": [scored(t) for t in s.scores["tasks"]]}
+            {"stage": s.name, "model": str(s.scores.get("model", "")),
+             "tasks": [scored(task, s.scores) for task in s.scores["tasks"]]}
             for s in run.evaluations
         ],
         "ledgers": [
@@ -164,6 +165,8 @@ def _scored(run: RunDir, stage: Stage) -> dict[str, str]:
     """The evaluation's stage and the stage that trained the scored model (by the recipe, else by the model's path)."""
     init = run.plan.get(stage.name, {}).get("init") or stage.settings.get("init") or stage.settings.get("model")
     named = str(init or stage.scores.get("model", ""))
+    if " at http" in named:  # an endpoint's model
+        return {"stage": stage.name, "model": named.partition(" at http")[0], "path": named}
     parts = [part for part in named.replace("\\", "/").split("/") if part and part != "model"]
     return {"stage": stage.name, "model": parts[-1] if parts else "", "path": str(stage.scores.get("model", ""))}
 

@@ -11,8 +11,8 @@ from fathom.tasks.scores import lines
 _CURVES = (("pass_at", "pass@k", "accent"), ("maj_at", "maj@k", "warm"), ("best_of", "best of k", "teal"))
 
 
-def scored(task: Mapping[str, Any]) -> dict[str, Any]:
-    """The task's entry of scores.json with `notes`, and with `chart` where there are several samples a problem."""
+def scored(task: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
+    """The task's entry of scores.json (`whole`) with `notes`, and with `chart` where a problem has several samples."""
     series = []
     for key, label, colour in _CURVES:
         values = {int(k): value for k, value in (task.get(key) or {}).items()}
@@ -21,6 +21,10 @@ def scored(task: Mapping[str, Any]) -> dict[str, Any]:
                            "y": [shorten(value) for value in values.values()]})
     # from an older scores.json some of what `lines` says may be missing
     notes = [line.strip() for line in lines(task) if "@" not in line] if "samples" in task else []
+    if asked := whole.get("sampling", {}).get(task.get("task")):
+        notes.insert(0, ", ".join(f"{name} {value}" for name, value in asked.items()))
+    if judge := whole.get("judge"):
+        notes.insert(0, f"judged by {judge['model']}, prompt {judge['prompt']}, cost {judge['cost']:.4g}")
     found = {**task, "notes": notes}
     if series and task.get("tables") is not None:
         found["chart"] = {

@@ -87,6 +87,8 @@ def start(
     found: list[str] = []
     if fresh or not (directory / MANIFEST).exists():  # before there is a run that a corrected name would not continue
         check_paths(settings, where)
+        if check := getattr(settings, "check", None):
+            check()
         found = check_sources(settings)
     with Run.open(directory, system, settings, seed, inputs(settings), fresh, time_limit, console) as run:
         if run.finished:

@@ -19,6 +19,7 @@ from fathom.tasks.export import Formats
 from fathom.tasks.stored import StoredSettings
 
 if TYPE_CHECKING:
+    from fathom.core.records import Record
     from fathom.judge.model_judge import Judgement, ModelJudge
     from fathom.tasks.answers import Source
     from fathom.tasks.task import Problem, Task
@@ -27,6 +28,8 @@ Protocols = Literal["own", "r1"]
 R1_K = 16  # where DeepSeek-R1's protocol names no number for a task
 R1_TOKENS = 32_768
 MOST_FAILED = 0.01
+MOST_UNREAD = 0.5  # from where the reader is told how answers may be found
+NO_ANSWERS = "no stored answer, or too few"
 
 
 class Evaluate(Settings):
@@ -68,10 +71,11 @@ class Evaluate(Settings):
         if len(given) != 1:
             raise ValueError(f"model, endpoint, stored: {len(given)} of them are given; give one, whom to evaluate")
         if self.protocol == "r1":
-            told = self.sampling.model_fields_set & {"temperature", "top_p"} if "sampling" in self.model_fields_set \
-                else set()
-            if told:
-                raise ValueError(f"sampling.{min(told)}: protocol=r1 sets it; leave one of the two out")
+            for name in ("temperature", "top_p"):
+                if getattr(self.sampling, name) != getattr(Sampling(), name):
+                    raise ValueError(f"sampling.{name}: protocol=r1 sets it; leave one of the two out")
+        if self.stored is not None and (self.protocol != "own" or "sampling" in self.model_fields_set):
+            raise ValueError("protocol and sampling: stored answers were drawn before; leave both out")
         if self.best_by == "logprob" and self.stored is not None:
             raise ValueError("best_by=logprob: stored answers have no log-probabilities; name their stored.score")
         return self
@@ -88,6 +92,19 @@ class Evaluate(Settings):
             return f"{self.endpoint.model} at {self.endpoint.base}"
         return str(self.model if self.stored is None else self.stored.path)
 
+    def check(self) -> None:
+        """Raises UsageError for what would otherwise be found when every answer is paid for, or in a run begun."""
+        from fathom.judge.model_judge import labelled, template
+        from fathom.tasks.stored import Stored
+
+        _scorer(self.best_by)
+        if self.judge is not None:
+            template(self.judge.prompt)
+            if self.judge.labelled is not None:
+                labelled(self.judge.labelled)
+        if self.stored is not None:
+            Stored(self.stored)
+
     def asked(self, task: object) -> tuple[int, Sampling]:
         """Completions per problem of a task and how they are drawn, by the protocol."""
         if self.protocol == "own":
@@ -102,7 +119,10 @@ class Evaluate(Settings):
         if self.stored is None:
             most = self.problems * self.k * len(self.tasks)
             if self.protocol == "own":
-                found |= {"completions": most, "most sampled tokens": most * self.sampling.max_tokens}
+                found |= {"completions, at most": most, "most sampled tokens": most * self.sampling.max_tokens}
+                if self.endpoint is not None and self.endpoint.price_out is not None:
+                    found["price of these tokens, at most"] = round(
+                        most * self.sampling.max_tokens * self.endpoint.price_out / 1e6, 4)
             else:
                 found |= {"completions": "as many as the protocol asks for each task (k)"}
         if self.judge is not None:
@@ -174,7 +194,7 @@ def _answer(cfg: Evaluate, run: Run, waiting: Sequence[Waiting]) -> None:
     import sys
     import time
 
-    from fathom.core.errors import Stopped
+    from fathom.core.errors import Stopped, UsageError
     from fathom.core.records import Record, RecordStore
 
     # One commit per chunk and none inside it: what a batch holds moves the last bits of its logits, so what a kill
@@ -186,7 +206,7 @@ def _answer(cfg: Evaluate, run: Run, waiting: Sequence[Waiting]) -> None:
         done, began, tokens = len(waiting) - len(left), time.monotonic(), 0
         if not left:
             return
-        source, beyond = _source(cfg, run), 0
+        source, beyond, counts = _source(cfg, run), 0, list[int]()
         every = cfg.stored is not None and "k" not in cfg.model_fields_set
         for chunk in _chunks(left, len(left) if source.whole else cfg.chunk):
             k, sampling = cfg.asked(chunk[0].task)
@@ -195,6 +215,7 @@ def _answer(cfg: Evaluate, run: Run, waiting: Sequence[Waiting]) -> None:
             groups = source.answers([item.problem for item in chunk], sampling, k, progress)
             for item, group in zip(chunk, groups, strict=True):
                 wanted = len(group) if every else k
+                counts.append(len(group))
                 if not group or len(group) < wanted:
                     store.reject(records[item.key], "no stored answer" if not group else f"fewer than k={k} answers")
                     continue
@@ -207,11 +228,17 @@ def _answer(cfg: Evaluate, run: Run, waiting: Sequence[Waiting]) -> None:
             run.timing(done, total=len(waiting), tokens=tokens)
             if (reason := run.stop_requested) and done < len(waiting):
                 raise Stopped(f"stopped after {done} of {len(waiting)} problems ({reason}); the same command continues")
+        if cfg.stored is not None and counts and max(counts) < (1 if every else cfg.k):
+            raise UsageError(
+                f"stored={cfg.stored.path}: " + (
+                    f"no problem has k={cfg.k} answers, at most {max(counts)}; lower k" if max(counts) else
+                    "holds an answer to none of the problems that are asked; give the tasks that were answered"))
         if beyond:
             run.log.warning("k=%d: %d stored answers beyond it are not judged; leave k out for all", cfg.k, beyond)
         seconds = time.monotonic() - began
-        run.log.info("answered: %d problems in %.0f s, %s tokens%s", len(left), seconds, f"{tokens:,}",
-                     "".join(f", {name} {value}" for name, value in source.summary().items()))
+        told = {**({"tokens": f"{tokens:,}"} if tokens else {}), **source.summary()}
+        run.log.info("answered: %d problems in %.0f s%s", len(left), seconds,
+                     "".join(f", {name} {value}" for name, value in told.items()))
 
 
 def _progress(run: Run, done: int, chunk: int, total: int, what: str, may_stop: bool) -> Callable[[int, int], None]:
@@ -259,6 +286,10 @@ def _judged(
                              ("answer", pyarrow.string()), json_field("about"), json_field("samples")])
     with RecordStore(run.dir / "records", schema, commit_every=sys.maxsize, commit_seconds=math.inf) as store:
         records = {item.key: Record(item.key, item.problem.to_json(), item.task.name) for item in waiting}
+        for label, record, why in _left_out(waiting):
+            named = Record(f"{label}:row {record.source}", {"source": record.source}, record.source)
+            for fresh in store.todo([named]):
+                store.reject(fresh, why)
         todo = {record.id for record in store.todo(records.values())}
         left = [item for item in waiting if item.key in todo]
         done = len(waiting) - len(left)
@@ -269,7 +300,7 @@ def _judged(
             judged = iter(_samples(there, groups, judge, run, score))
             for item in chunk:
                 if item.key not in given:
-                    store.reject(records[item.key], "no stored answer, or too few")
+                    store.reject(records[item.key], NO_ANSWERS)
                     continue
                 store.done(records[item.key], [records[item.key].child(0, {
                     "task": item.label, "problem": item.problem.id,
@@ -281,6 +312,13 @@ def _judged(
                 raise Stopped(f"stopped after {done} of {len(waiting)} problems were judged ({reason}); the same "
                               "command continues")
         return store.ledger()
+
+
+def _left_out(waiting: Sequence[Waiting]) -> Iterator[tuple[str, Record, str]]:
+    """Rows of files that are no problems: label, record, reason."""
+    for label, task in {item.label: item.task for item in waiting}.items():
+        for record, reason in getattr(task, "left_out", ()):
+            yield label, record, reason
 
 
 def _samples(
@@ -377,7 +415,7 @@ def _scores(
     for record in store.kept():
         rows[record.data["task"]].append(record.data)
     about: dict[str, Any] = {"protocol": cfg.protocol, "sampling": _sampled(cfg, tasks, labels)}
-    if missing := sum(store.ledger().rejected.values()):
+    if missing := store.ledger().rejected.get(NO_ANSWERS, 0):
         about["without_answers"] = missing
     if judge is not None:
         about["judge"] = _about_judge(judge)
@@ -391,13 +429,16 @@ def _scores(
 
 
 def _sampled(cfg: Evaluate, tasks: Sequence[Task], labels: Sequence[str]) -> dict[str, Any]:
+    """How each task was asked and sampled; of stored answers nobody knows."""
     if cfg.stored is not None:
         return {}
-    found = {}
+    found: dict[str, Any] = {}
     for label, task in zip(labels, tasks, strict=True):
         k, sampling = cfg.asked(task)
         found[label] = {"k": k, "temperature": sampling.temperature, "top_p": sampling.top_p,
                         "max_tokens": sampling.max_tokens}
+        if (prompting := getattr(task, "prompting", None)) is not None:
+            found[label] |= prompting.told()
     return found
 
 
@@ -442,6 +483,9 @@ def _tell(cfg: Evaluate, run: Run, scores: Sequence[Mapping[str, Any]], about: M
         run.log.info("%s: %s", score["task"], score["text"])
         for line in lines(score):
             run.log.info("%s", line)
+        if score["unread"] > MOST_UNREAD * score["samples"]:
+            run.log.warning("%s: most answers could not be found in their texts; the task's options `ask` (how to "
+                            "answer) and `final: any` (texts of models that were not told) may help", score["task"])
     disk.write_atomic(run.dir / "scores.txt", rendered(scores, ["\n".join(head)]))
     run.log.info("tables: %s; pages: fathom report %s", run.dir / "scores.txt", run.dir)
     if cfg.format is not None:

@@ -38,7 +38,7 @@ def leakage(cfg: Leakage, run: Run) -> None:
     import pyarrow
 
     from fathom.core import disk
-    from fathom.core.errors import Stopped
+    from fathom.core.errors import FathomError, Stopped
     from fathom.core.records import Record, RecordStore
     from fathom.model import weights
     from fathom.model.cost import cost
@@ -50,7 +50,7 @@ def leakage(cfg: Leakage, run: Run) -> None:
     device, dtype = place(cfg.device, cfg.dtype, cost(weights.read_config(cfg.model)).parameters)
     model, tokenizer = weights.load(cfg.model, dtype, device)
     model.eval()
-    right = _right(cfg.scored)
+    right = _right(cfg.scored, cfg.model)
     schema = pyarrow.schema([("task", pyarrow.string()), ("problem", pyarrow.string()), ("places", pyarrow.int64()),
                              ("predicted", pyarrow.int64()), ("difficulty", pyarrow.float64())])
     with RecordStore(run.dir / "records", schema, commit_every=100) as store:
@@ -82,6 +82,11 @@ def leakage(cfg: Leakage, run: Run) -> None:
                                   "continues")
     ledger = store.ledger()
     ledger.check()
+    if ledger.rejected:
+        run.log.warning("left out: %s", ", ".join(f"{reason} ({n})" for reason, n in ledger.rejected.items()))
+    if not ledger.done:
+        raise FathomError(f"none of {ledger.inputs} problems has a text long enough for {cfg.tokens} tokens at a "
+                          "place; lower tokens, or give problems with solutions")
     found: dict[str, Any] = {"model": str(cfg.model), "places": cfg.places, "tokens": cfg.tokens, "match": cfg.match,
                              "tasks": {}}
     for task in tasks:
@@ -123,8 +128,9 @@ def _known(model: Any, tokens: list[int], places: list[int], length: int) -> lis
     return [bool(known) for known in known_P.tolist()]
 
 
-def _right(scored: Path | None) -> set[tuple[str, str]]:
+def _right(scored: Path | None, model: Path) -> set[tuple[str, str]]:
     """(task, problem) of an evaluation whose samples were right, at least one of them."""
+    from fathom.core import disk
     from fathom.core.errors import UsageError
     from fathom.core.records import RecordStore
 
@@ -132,6 +138,9 @@ def _right(scored: Path | None) -> set[tuple[str, str]]:
         return set()
     if not (scored / "scores.json").is_file():
         raise UsageError(f"scored={scored}: holds no scores.json; name the directory of a finished evaluation")
+    scored_model = disk.read_json(scored / "scores.json").get("model")
+    if scored_model != str(model):
+        raise UsageError(f"scored={scored}: is an evaluation of {scored_model}, not of {model}; name one of this model")
     return {(record.data["task"], record.data["problem"]) for record in RecordStore(scored / "records").kept()
             if any(sample["outcome"] == "right" for sample in record.data["samples"])}
 

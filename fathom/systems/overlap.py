@@ -87,13 +87,15 @@ def overlap(cfg: Overlap, run: Run) -> None:
     summary: dict[str, Any] = {
         "n": cfg.n, "texts": ledger.inputs, "texts with a test problem": len(inputs),
         "tasks": {name: {"problems": counts[name], "found": len(found_in),
+                         "found half": sum(share >= 0.5 for share in found_in.values()),
                          "found whole": sum(share == 1 for share in found_in.values()),
                          "ids": sorted(found_in)} for name, found_in in seen.items()},
     }
     disk.write_atomic(run.dir / "overlap.json", json.dumps(summary, indent=2, ensure_ascii=False))
     for name, told in summary["tasks"].items():
-        run.log.info("%s: %d of %d test problems stand in the training data, %d of them word for word", name,
-                     told["found"], told["problems"], told["found whole"])
+        run.log.info("%s: %d of %d test problems share %d words in a row with the training data, %d at least half of "
+                     "theirs, %d all", name, told["found"], told["problems"], cfg.n, told["found half"],
+                     told["found whole"])
     run.log.info("%d of %d training texts hold a test problem; each is listed by `fathom show %s`", len(inputs),
                  ledger.inputs, run.dir)
     run.finish(ledger=str(ledger), texts=len(inputs), found={name: len(found_in) for name, found_in in seen.items()})

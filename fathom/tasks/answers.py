@@ -71,8 +71,14 @@ class EndpointSource:
 
     def summary(self) -> dict[str, Any]:
         stats = self._client.stats
-        return {"requests": stats.requests, "prompt tokens": stats.prompt_tokens,
+        lost = sum(stats.retries.values())
+        told = {"requests": stats.requests, "prompt tokens": stats.prompt_tokens,
                 "completion tokens": stats.completion_tokens, "cost": f"{stats.spent:.4g}"}
+        if lost:
+            told["of the requests tried again"] = lost
+        if stats.estimated:
+            told["of the cost estimated, where no reply told it"] = f"{stats.estimated:.4g}"
+        return told
 
 
 class StoredSource:
@@ -85,8 +91,11 @@ class StoredSource:
 
         self._stored = Stored(settings)
         if bad := self._stored.bad:
-            run.log.warning("%s: rows without an answer: %s", settings.path,
+            run.log.warning("%s: rows that hold less than they should: %s", settings.path,
                             ", ".join(f"{reason} ({count})" for reason, count in bad.items()))
+        if len(kinds := sorted(self._stored.kinds)) > 1:
+            run.log.warning("%s: answers of %d models (%s) are scored together; choose one by stored.where.model=%s",
+                            settings.path, len(kinds), ", ".join(kinds[:4]), kinds[0])
 
     def answers(
         self, problems: Sequence[Problem], sampling: Sampling, k: int, progress: Callable[[int, int], None]
@@ -95,7 +104,7 @@ class StoredSource:
                  for one in self._stored.of(problem)] for problem in problems]
 
     def summary(self) -> dict[str, Any]:
-        return {}
+        return {"stored problems that no task asks": self._stored.unasked}
 
 
 def client(settings: ClientSettings, run: Run, journal: str, logprobs: bool = False) -> Any:

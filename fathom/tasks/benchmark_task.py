@@ -13,7 +13,7 @@ from typing import Any
 from fathom.core.errors import UsageError
 from fathom.core.records import Record
 from fathom.judge.extract import Unread
-from fathom.judge.maths import number
+from fathom.judge.maths import LONGEST_ANSWER, number
 from fathom.judge.verdict import Outcome, Verdict
 from fathom.judge.words import brackets_form, in_brackets, judge_table, judge_words
 from fathom.tasks import omni_math, rows
@@ -23,6 +23,7 @@ from fathom.tasks.formats import LOOKED_AT, Format
 from fathom.tasks.hub import Declared, locate
 from fathom.tasks.maths import FileTask
 from fathom.tasks.prompting import ShotsAs
+from fathom.tasks.rows import BadRow, data_of
 from fathom.tasks.tables import Table, by
 from fathom.tasks.task import Problem
 
@@ -61,6 +62,7 @@ class BenchmarkTask(FileTask):
         if shots and examples is None:
             raise UsageError(f"{name}: shots={shots}, but a benchmark's own problems are not shown; give examples=FILE")
         self._given, self._shown_from, self.tiers = data, examples, tiers
+        self._shows_answers = self.benchmark.judging in ("choice", "words")
         super().__init__(
             str(data) if data is not None else f"hub:{self.benchmark.repository}",
             config=config or (self.benchmark.config if data is None else None), revision=revision, system=system,
@@ -146,6 +148,16 @@ class BenchmarkTask(FileTask):
         return verdicts
 
     # Reading.
+
+    def parse(self, record: Record) -> Problem:
+        """The problem in a record, read as this benchmark's and nothing else; BadRow(reason) where there is none."""
+        row = data_of(record)
+        if missing := [key for key in self.benchmark.needs if key not in row]:
+            raise BadRow(f"{missing[0]} is missing")
+        asked = self.benchmark.read(row)
+        if len(asked.answer) > LONGEST_ANSWER:
+            raise BadRow(f"answer is longer than {LONGEST_ANSWER} characters")
+        return Problem(record.id, asked.prompt, asked.answer, self.name, asked.solution, asked.meta)
 
     def _choose(
         self, found: DataFiles, test: str | Path | None, parted: bool, split: str | None

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -40,9 +41,10 @@ def export(directory: Path, format: str) -> Path:
     return target
 
 
-def _error(score: Mapping[str, Any]) -> float:
-    """The standard error that belongs to the 95 % interval."""
-    return float(score["high"] - score["low"]) / (2 * 1.959963984540054)
+def _error(rows: list[dict[str, Any]]) -> float:
+    """The standard error of the mean over problems, each with the share of its samples that is right."""
+    shares = [sum(s["outcome"] == "right" for s in row["samples"]) / len(row["samples"]) for row in rows]
+    return statistics.stdev(shares) / math.sqrt(len(shares)) if len(shares) > 1 else 0.0
 
 
 def _safe(name: str) -> str:
@@ -56,7 +58,7 @@ def _hash(value: Any) -> str:
 def _lm_eval(target: Path, stamp: str, found: Mapping[str, Any], rows: Mapping[str, list[dict[str, Any]]]) -> None:
     tasks = {score["task"]: score for score in found["tasks"]}
     results = {
-        name: {"alias": name, "exact_match,none": score["accuracy"], "exact_match_stderr,none": _error(score)}
+        name: {"alias": name, "exact_match,none": score["accuracy"], "exact_match_stderr,none": _error(rows[name])}
         for name, score in tasks.items()}
     text = {
         "results": results,
@@ -64,7 +66,7 @@ def _lm_eval(target: Path, stamp: str, found: Mapping[str, Any], rows: Mapping[s
         "configs": {name: {"task": name, "output_type": "generate_until", "repeats": score["k"],
                            "metadata": {"version": 1.0}} for name, score in tasks.items()},
         "versions": dict.fromkeys(tasks, 1.0),
-        "n-shot": dict.fromkeys(tasks, 0),
+        "n-shot": {name: found.get("sampling", {}).get(name, {}).get("shots", 0) for name in tasks},
         "higher_is_better": {name: {"exact_match": True} for name in tasks},
         "n-samples": {name: {"original": s["problems"], "effective": s["problems"]} for name, s in tasks.items()},
         "config": {"model": "fathom", "model_args": found["model"], "gen_kwargs": found.get("sampling", {})},
@@ -95,10 +97,10 @@ def _lighteval(target: Path, stamp: str, found: Mapping[str, Any], rows: Mapping
     import pyarrow.parquet
 
     tasks = {f"fathom|{score['task']}|0": score for score in found["tasks"]}
-    results = {name: {METRIC: s["accuracy"], f"{METRIC}_stderr": _error(s)} for name, s in tasks.items()}
+    results = {name: {METRIC: s["accuracy"], f"{METRIC}_stderr": _error(rows[s["task"]])} for name, s in tasks.items()}
     results["all"] = {
         METRIC: sum(s["accuracy"] for s in tasks.values()) / len(tasks),
-        f"{METRIC}_stderr": math.sqrt(sum(_error(s) ** 2 for s in tasks.values())) / len(tasks)}
+        f"{METRIC}_stderr": math.sqrt(sum(_error(kept) ** 2 for kept in rows.values())) / len(tasks)}
     text = {
         "config_general": {"model_name": found["model"], "num_fewshot_seeds": 1, "max_samples": None,
                            "generation_parameters": found.get("sampling", {})},

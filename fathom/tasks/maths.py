@@ -29,6 +29,7 @@ from fathom.tasks.task import Problem, Split
 __all__ = ["BadRow", "FileTask"]
 
 _SHOWN = 10  # rows left out of a split that are named by their place
+_MOST_LEFT_OUT = 10_000  # rows left out that are kept for whoever asks
 _SHUFFLED = 50_000  # problems that are put into a seed's order at a time
 QUESTION = "question"  # key of a problem's meta with the bare question, where the prompt says more
 _IN_TEST = "in the test split"  # key of a training record whose question is tested
@@ -46,6 +47,8 @@ class FileTask:
     `format` is the form found. `skipped` counts, by reason, the rows that the last `problems` did not give out. What is
     `declared` about a known data set is checked.
     """
+
+    _shows_answers = False  # as examples, where there is no worked solution
 
     def __init__(
         self,
@@ -72,6 +75,7 @@ class FileTask:
             raise UsageError(f"final={final!r:.80}: not a way to give an answer; use one of {', '.join(FINALS)}")
         self._final = final
         self._examples: list[Problem] | None = None
+        self.left_out: list[tuple[Record, str]] = []  # rows that are no problems, and why
         if test is not None and not isinstance(test, str | Path):
             raise UsageError(f"test={test!r:.80}: must be a path; name the file of test problems")
         if split is not None and not isinstance(split, str):
@@ -162,6 +166,7 @@ class FileTask:
         seen: set[str] = set()
         skipped = self._skipped[split] = Counter()
         where = self._where[split] = []
+        self.left_out.clear()
         for record in self.records(split):
             try:
                 problem = self.parse(record)
@@ -169,6 +174,8 @@ class FileTask:
                     raise BadRow("question appeared before")
             except BadRow as bad:
                 skipped[str(bad)] += 1
+                if len(self.left_out) < _MOST_LEFT_OUT:
+                    self.left_out.append((record, str(bad)))
                 if len(where) < _SHOWN:
                     where.append(f"{record.source}: {bad}")
                 continue
@@ -192,13 +199,15 @@ class FileTask:
             self._examples = list(islice(self._solved(), shots + 1)) if shots else []
             if len(self._examples) < shots:
                 raise UsageError(f"{self.name}: shots={shots}, but {len(self._examples)} training problems have a "
-                                 "worked solution; give fewer, or training data with solutions")
-        return [(one.prompt, one.solution or "") for one in self._examples if one.id != but][:shots]
+                                 "worked solution and are not among those that are asked; give fewer, or other "
+                                 "training data")
+        return [(one.prompt, one.solution or f"The answer is {one.answer}.") for one in self._examples
+                if one.id != but][:shots]
 
     def _solved(self) -> Iterator[Problem]:
         for record in self.records("train"):
             with suppress(BadRow):  # counted where the training split itself is read
-                if (problem := self.parse(record)).solution is not None:
+                if (problem := self.parse(record)).solution is not None or self._shows_answers:
                     yield problem
 
     def records(self, split: Split) -> Iterator[Record]:

@@ -46,6 +46,11 @@ class Prompting:
     def __bool__(self) -> bool:
         return self != Prompting()
 
+    def told(self) -> dict[str, object]:
+        """What stands beside a score: only what is set."""
+        return {name: value for name, value in vars(self).items()
+                if value != getattr(Prompting(), name) and (name != "shots_as" or self.shots)}
+
     def put(
         self, prompt: Sequence[Message], examples: Sequence[tuple[Sequence[Message], str]] = ()
     ) -> tuple[Message, ...]:

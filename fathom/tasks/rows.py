@@ -77,8 +77,11 @@ def data_of(record: Record) -> dict[str, Any]:
     raise BadRow(record.data["reason"])
 
 
-def read(path: Path, fields: Collection[str] | None = None) -> Iterator[Row]:
-    """The rows of a file, those too that are none, with the keys in `fields` only. A key that is null is absent."""
+def read(path: Path, fields: Collection[str] | None = None, longest: int = LONGEST) -> Iterator[Row]:
+    """The rows of a file, those too that are none, with the keys in `fields` only. A key that is null is absent.
+
+    A line of JSONL holds at most `longest` bytes, a row of anything else 1 MiB.
+    """
     if path.name.endswith((".parquet", ".arrow")):
         with _table_explained(path):
             yield from _table_rows(path, fields)
@@ -88,7 +91,7 @@ def read(path: Path, fields: Collection[str] | None = None) -> Iterator[Row]:
             yield from _array_rows(path, fields)
         else:
             with _opened(path) as file:
-                yield from _line_rows(file, fields)
+                yield from _line_rows(file, fields, longest)
 
 
 def count(path: Path) -> int:
@@ -146,23 +149,23 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 # Lines.
 
 
-def _line_rows(file: BinaryIO, fields: Collection[str] | None) -> Iterator[Row]:
+def _line_rows(file: BinaryIO, fields: Collection[str] | None, longest: int = LONGEST) -> Iterator[Row]:
     number = 0
-    while line := file.readline(LONGEST + 1):
+    while line := file.readline(longest + 1):
         number += 1
-        if len(line) > LONGEST:
+        if len(line) > longest:
             beginning, digest = line, hashlib.sha256(line)
             while line and not line.endswith(b"\n"):
                 digest.update(line := file.readline(LONGEST))
-            yield _unread(number, beginning, "line is longer than 1 MiB", digest.hexdigest())
+            yield _unread(number, beginning, f"line is longer than {longest >> 20} MiB", digest.hexdigest())
             continue
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
         if line := line.strip():
-            yield _line_row(number, line, fields)
+            yield _line_row(number, line, fields, longest)
 
 
-def _line_row(number: int, line: bytes, fields: Collection[str] | None) -> Row:
+def _line_row(number: int, line: bytes, fields: Collection[str] | None, longest: int) -> Row:
     try:
         value = json.loads(line.decode(), parse_constant=_refuse)
     except UnicodeDecodeError:
@@ -173,7 +176,7 @@ def _line_row(number: int, line: bytes, fields: Collection[str] | None) -> Row:
         return _unread(number, line, "not JSON")
     if line.count(b"{") + line.count(b"[") > DEEPEST and _deeper(value, DEEPEST):
         return _unread(number, line, f"nested deeper than {DEEPEST} levels")
-    return _row(number, value, fields)
+    return _row(number, value, fields, longest)
 
 
 def _refuse(constant: str) -> None:
@@ -201,7 +204,7 @@ def _unread(number: int, beginning: bytes, reason: str, digest: str = "") -> Row
     return Row(number, None, shown, reason, digest or hashlib.sha256(beginning).hexdigest())
 
 
-def _row(number: int, value: Any, fields: Collection[str] | None) -> Row:
+def _row(number: int, value: Any, fields: Collection[str] | None, longest: int = LONGEST) -> Row:
     """A parsed value as a row: a mapping it must be, its null keys are absent."""
     if not isinstance(value, dict):
         return _unread(number, json.dumps(value).encode(), "not a JSON object")
@@ -210,8 +213,8 @@ def _row(number: int, value: Any, fields: Collection[str] | None) -> Row:
         text = json.dumps(kept, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     except ValueError:  # 1e999, or a table's NaN
         return _unread(number, b"", "not JSON", _digest(value))
-    if len(text) > LONGEST:
-        return _unread(number, text.encode(errors="backslashreplace"), "row is longer than 1 MiB")
+    if len(text) > longest:
+        return _unread(number, text.encode(errors="backslashreplace"), f"row is longer than {longest >> 20} MiB")
     return Row(number, kept, text, digest="" if kept else _digest(value))
 
 

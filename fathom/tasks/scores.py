@@ -66,7 +66,8 @@ def score_task(name: str, rows: Rows, task: Task | None = None) -> dict[str, Any
 
 
 def _interval(values: Sequence[float], samples: int) -> list[float]:
-    return list(share_interval(values, samples))
+    """Of a mean over problems of what was estimated for each from several samples."""
+    return list(share_interval(values, [1] * len(values), samples))
 
 
 def _mean(values: Sequence[Any]) -> float | None:

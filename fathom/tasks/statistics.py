@@ -72,22 +72,28 @@ def t95(degrees: int) -> float:
             + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3))
 
 
-def share_interval(values: Sequence[float], samples: int) -> tuple[float, float]:
-    """The 95 % interval (low, high) of a mean of shares in [0, 1], one per problem, from `samples` samples in all.
+def share_interval(right: Sequence[float], of: Sequence[int], most: int | None = None) -> tuple[float, float]:
+    """The 95 % interval (low, high) of Σ right / Σ of, over problems with `of` samples, of which `right` are right.
 
     With one sample a problem it is Wilson's. With several, samples of one problem go together: problems are what
-    varies, and Wilson's interval is taken for as many independent trials as have the variance found between problems.
+    varies, and Wilson's interval is taken for as many independent trials as have the variance found between problems
+    (of a ratio, should they have different numbers of samples), with Student's quantile; at most for `most`, which is
+    the number of samples where nothing else is said. Problems that are all right, or all wrong, are as many trials.
     """
-    array = _values(values, "share_interval")
-    n, mean = array.size, float(array.mean())
-    if samples <= n or n == 1:
-        return _wilson(float(array.sum()), n)
-    variance = float(array.var(ddof=1)) / n
-    if variance == 0:
-        trials = float(n if mean in (0.0, 1.0) else samples)
-    else:
-        trials = min(mean * (1 - mean) / variance, float(samples))
-    return _wilson(mean * trials, trials, t95(n - 1))
+    array, size = _values(right, "share_interval"), _values([float(n) for n in of], "share_interval")
+    if array.shape != size.shape or (size <= 0).any() or (array < 0).any() or (array > size + 1e-9).any():
+        raise UsageError("share_interval: give for each problem its right samples and all of them, at least one")
+    n, samples = array.size, float(size.sum())
+    mean = float(array.sum()) / samples
+    if n == 1 or ((size == 1).all() and np.isin(array, (0.0, 1.0)).all()):
+        return _wilson(mean * n, n)
+    away = array - mean * size
+    variance = n / (n - 1) * float((away**2).sum()) / samples**2
+    if variance < 1e-18:
+        return _wilson(mean * n, n) if mean in (0.0, 1.0) else _wilson(mean * samples, samples)
+    trials = min(mean * (1 - mean) / variance, float(most or samples))
+    low, high = _wilson(mean * trials, trials, t95(n - 1))
+    return min(low, mean), max(high, mean)
 
 
 def best_at_n(scores: Sequence[float], right: Sequence[bool], n: int) -> float:

@@ -67,7 +67,7 @@ Right = Sequence[bool]  # of one problem: whether each of its samples was right
 def cell(groups: Sequence[Right]) -> dict[str, Any]:
     """The share right over the samples of these problems, with its 95 % interval over problems."""
     right, of = sum(map(sum, groups)), sum(map(len, groups))
-    low, high = share_interval([sum(group) / len(group) for group in groups], of) if of else (0.0, 1.0)
+    low, high = share_interval([sum(group) for group in groups], [len(group) for group in groups]) if of else (0.0, 1.0)
     return {"right": right, "of": of, "low": low, "high": high}
 
 

@@ -219,7 +219,8 @@ class Score:
         if samples == len(groups):
             low, high = wilson(right, samples)
         else:
-            low, high = share_interval([_share_right(group) for group in groups], samples)
+            low, high = share_interval(
+                [sum(v.outcome is Outcome.RIGHT for v in group) for group in groups], [len(group) for group in groups])
         return cls(
             len(groups),
             samples,
@@ -260,7 +261,3 @@ class Score:
             f"{self.right}/{self.samples} right{unread}{missing} ({percents}; "
             f"95 % interval {100 * self.low:.1f}–{100 * self.high:.1f} %)"
         )
-
-
-def _share_right(group: Sequence[Verdict]) -> float:
-    return sum(verdict.outcome is Outcome.RIGHT for verdict in group) / len(group)

@@ -93,7 +93,7 @@ def test_the_protocol_of_r1(tmp_path):
     assert sorted({body["n"] for body in bodies}) == [16, 64]
     assert {name: s["k"] for name, s in scores(tmp_path / "run")["sampling"].items()} == {"math500": 16, "aime24": 64}
     with pytest.raises(UsageError, match=r"sampling.temperature: protocol=r1 sets it"):
-        evaluated(tmp_path / "other", model="m", protocol="r1", sampling={"temperature": 1}, tasks=["x.jsonl"])
+        evaluated(tmp_path / "other", model="m", protocol="r1", sampling={"temperature": 0.3}, tasks=["x.jsonl"])
 
 
 def test_what_the_endpoint_withholds_is_not_judged_and_not_wrong(tmp_path):
@@ -307,3 +307,110 @@ def test_results_in_the_forms_of_other_harnesses(tmp_path):
     assert pyarrow.parquet.read_table(next(other.rglob("details_*.parquet"))).num_rows == 6
     with pytest.raises(UsageError, match="must be one of"):
         export(tmp_path / "run", "csv")
+
+
+def uneven(tmp_path: Path, rows: list[dict]) -> Path:
+    path = tmp_path / "stored.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_what_is_stored_counts_whatever_else_its_row_lacks(tmp_path, caplog):
+    """A null among answers was asked; a null label is none; words for labels are read; two models are told."""
+    file = problems(tmp_path / "p.jsonl", 4)
+    stored = uneven(tmp_path, [
+        {"problem": "What is 0 + 0?", "responses": ["\\boxed{0}", None], "right": ["true", 0], "model": "a"},
+        {"problem": "What is 1 + 1?", "responses": ["\\boxed{2}"], "right": None, "model": "b"},
+        {"problem": "What is 2 + 2?", "responses": ["\\boxed{4}"], "right": "maybe", "model": "b"},
+        {"problem": "What is 9 + 9?", "responses": ["x" * (3 << 20)], "right": False, "model": "b"},
+    ])
+    evaluated(tmp_path / "run", stored=str(stored), problems=4, tasks=[{"task": "math500", "data": str(file)}])
+    found = scores(tmp_path / "run")
+    [task] = found["tasks"]
+    assert (task["samples"], task["right"], task["unread"]) == (4, 3, 1)
+    assert task["low"] < task["accuracy"] < task["high"]
+    assert (task["labels"]["right"], task["labels"]["of"]) == (2, 2)
+    assert found["without_answers"] == 1
+    log = (tmp_path / "run" / "logs" / "attempt-1.log").read_text()
+    assert "a label that is none (1)" in log
+    assert "answers of 2 models (a, b) are scored together" in log
+    assert "stored problems that no task asks 1" in log
+
+
+def test_stored_files_that_fit_nothing_are_refused_before_there_is_a_run(tmp_path):
+    file = problems(tmp_path / "p.jsonl", 4)
+    tasks = [{"task": "math500", "data": str(file)}]
+    other = uneven(tmp_path, [{"problem": "What is 7 + 70?", "said": "x"}])
+    with pytest.raises(UsageError, match=r"Its rows have problem, said: name stored\.question and stored\.text"):
+        evaluated(tmp_path / "run", stored=str(other), tasks=tasks)
+    with pytest.raises(UsageError, match=r"stored\.label=mark: no row has a label there"):
+        evaluated(tmp_path / "run", stored={"path": str(other), "text": "said", "label": "mark"}, tasks=tasks)
+    with pytest.raises(UsageError, match=r"its model is b \(1\)"):
+        evaluated(tmp_path / "run", stored={"path": str(uneven(tmp_path, [
+            {"problem": "p", "response": "x", "model": "b"}])), "where": {"model": "a"}}, tasks=tasks)
+    with pytest.raises(UsageError, match="nothing:there: no module nothing"):
+        evaluated(tmp_path / "run", best_by="nothing:there", tasks=tasks,
+                  stored=str(uneven(tmp_path, [{"problem": "What is 1 + 1?", "response": "x"}])))
+    assert not (tmp_path / "run").exists()
+    other = uneven(tmp_path, [{"problem": "What is 7 + 70?", "response": "x"}])
+    with pytest.raises(UsageError, match="an answer to none of the problems"):
+        evaluated(tmp_path / "run", stored=str(other), tasks=tasks)
+    few = uneven(tmp_path, [{"problem": "What is 1 + 1?", "response": "x"}])
+    with pytest.raises(UsageError, match="no problem has k=16 answers, at most 1; lower k"):
+        evaluated(tmp_path / "other", stored=str(few), k=16, tasks=tasks)
+
+
+def test_rows_that_are_no_problems_are_rejects_by_name(tmp_path):
+    row = {"domain": ["Mathematics -> Algebra"], "difficulty": 2.0, "problem": "What is 2 + 2?", "answer": "4"}
+    file = tmp_path / "o.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in (
+        row, {**row, "problem": "q", "difficulty": None}, {**row, "problem": "r", "domain": None}, row)))
+    with FakeEndpoint(adds) as endpoint:
+        evaluated(tmp_path / "run", endpoint=endpoint_of(endpoint), tasks=[{"task": "omni-math", "data": str(file)}])
+        assert len(endpoint.asked) == 1
+    rejected = sorted(reason for _, reason in RecordStore(tmp_path / "run" / "records").rejected())
+    assert rejected == ["difficulty is missing", "domain is missing", "question appeared before"]
+    assert scores(tmp_path / "run").get("without_answers") is None
+
+
+def test_one_prompt_that_is_never_answered_can_fail_alone(tmp_path):
+    file = problems(tmp_path / "p.jsonl", 30)
+
+    def script(asked, number):
+        question = asked.body["messages"][-1]["content"]
+        if "What is 3 +" in question:
+            return Status(500, {"error": {"message": "out of order"}})
+        if "What is 5 +" in question:
+            return Status(400, {"error": {"message": "I do not like it"}})
+        return adds(asked, number)
+
+    with FakeEndpoint(script) as endpoint, pytest.raises(AuditFailed, match=r"6\.7 %"):
+        evaluated(tmp_path / "run", problems=30, tasks=[{"task": "math500", "data": str(file)}],
+                  endpoint=endpoint_of(endpoint, retries=1, backoff_s=0.01, after_retries="fail"))
+    [task] = scores(tmp_path / "run")["tasks"]
+    assert (task["samples"], task["failed"]) == (30, 2)
+    reasons = [row["samples"][0]["reason"] for row in kept(tmp_path / "run")
+               if row["samples"][0]["outcome"] == "failed"]
+    assert all(reason.startswith("no answer came: ") for reason in reasons)
+    with FakeEndpoint(lambda asked, number: Status(500)) as endpoint, pytest.raises(FathomError, match="no answer"):
+        evaluated(tmp_path / "down", problems=30, tasks=[{"task": "math500", "data": str(file)}],
+                  endpoint=endpoint_of(endpoint, retries=0, after_retries="fail"))
+
+
+def test_a_comparison_with_a_broken_judge_is_open(tmp_path):
+    from fathom.report.compare import compare, render
+
+    file = problems(tmp_path / "p.jsonl", 30)
+    good = "".join(json.dumps({"problem": f"What is {i} + {i}?", "response": f"\\boxed{{{2 * i}}}",
+                               "judge_report": REPORT.format("TRUE")}) + "\n" for i in range(30))
+    (tmp_path / "good.jsonl").write_text(good)
+    (tmp_path / "bad.jsonl").write_text(good.replace("TRUE", "perhaps"))
+    for name in ("good", "bad"):
+        try:
+            evaluated(tmp_path / name, stored=str(tmp_path / f"{name}.jsonl"), problems=30,
+                      tasks=[{"task": "math500", "data": str(file)}])
+        except AuditFailed:
+            assert name == "bad"
+    text = render(compare(tmp_path / "bad", tmp_path / "good"), 2)
+    assert "open: too much was not judged" in text
+    assert "30 problems better in B, 0 worse" in text and "and 28 more (--flips)" in text

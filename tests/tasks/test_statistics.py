@@ -59,20 +59,34 @@ def test_wilson_against_its_defining_equation() -> None:
 
 def test_the_interval_of_many_samples_agrees_with_the_normal_one_of_many_problems() -> None:
     values = np.random.default_rng(1).choice([0, 0.25, 0.5, 1.0], 2000)
-    low, high = share_interval(list(values), 8000)
+    low, high = share_interval(list(4 * values), [4] * 2000)
     half = 1.96 * values.std() / math.sqrt(2000)
     assert low == pytest.approx(values.mean() - half, abs=0.05 * half)
     assert high == pytest.approx(values.mean() + half, abs=0.05 * half)
 
 
 def test_problems_that_are_all_right_are_not_certain() -> None:
-    assert share_interval([1.0] * 30, 240)[0] == pytest.approx(wilson(30, 30)[0], abs=0.02)
-    assert share_interval([1.0] * 30, 240)[1] == 1.0
-    assert share_interval([0.0] * 30, 30) == wilson(0, 30)
+    assert share_interval([8.0] * 30, [8] * 30) == wilson(30, 30)
+    assert share_interval([0.0] * 30, [1] * 30) == wilson(0, 30)
+    assert share_interval([0.0] * 2, [16] * 2) == wilson(0, 2)
+
+
+def test_problems_with_different_numbers_of_samples() -> None:
+    """The interval is of what is printed: right over all samples."""
+    low, high = share_interval([8.0] + [0.0] * 20, [8] + [1] * 20)
+    assert low < 8 / 28 < high
+    generator = np.random.default_rng(5)
+    hits = 0
+    for _ in range(1000):
+        of = generator.integers(1, 9, 100)
+        right = generator.binomial(of, generator.beta(2, 3, 100))
+        low, high = share_interval(list(right), list(of))
+        hits += bool(low <= 0.4 <= high)
+    assert 0.93 <= hits / 1000 <= 0.97
 
 
 def test_one_sample_a_problem_is_wilson() -> None:
-    assert share_interval([1.0] * 12 + [0.0] * 28, 40) == wilson(12, 40)
+    assert share_interval([1.0] * 12 + [0.0] * 28, [1] * 40) == wilson(12, 40)
 
 
 def test_the_quantile_of_student() -> None:
@@ -89,8 +103,8 @@ def covered(rounds: int) -> float:
     for problems, samples in shapes:
         for _ in range(rounds):
             a, b = generator.uniform(0.3, 4, 2)
-            values = generator.binomial(samples, generator.beta(a, b, problems)) / samples
-            low, high = share_interval(list(values), problems * samples)
+            right = generator.binomial(samples, generator.beta(a, b, problems))
+            low, high = share_interval(list(right), [samples] * problems)
             hits += bool(low <= a / (a + b) <= high)
             total += 1
     return hits / total

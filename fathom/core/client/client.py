@@ -29,6 +29,7 @@ FORMAT = 1  # of journal entries; part of every key
 _SEEDS = 1 << 31  # every server takes as many
 
 _LISTEN_S = 0.2
+_MOST_LOST = 10  # completions that fail alone in any case, and a tenth of those that came
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
@@ -86,6 +87,7 @@ class _Call:
     done: int = 0
     told: dict[int, int] = field(default_factory=dict)  # prompts found in the journal: their tokens, as the reply says
     paid: list[Usage] = field(default_factory=list)  # what the answers found there had cost
+    lost: int = 0  # completions whose requests failed alone
     stop: BaseException | None = None
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
     not_before: float = 0.0  # the endpoint asked everyone to wait
@@ -329,6 +331,8 @@ class Client:
                     used = worst
                     lost.append(worst)
                 if tries > self.settings.retries:
+                    if self._fails_alone(call, ask, f"no answer after {tries} tries: {failure.detail}"):
+                        return
                     raise _Ending(partial(self._gave_up, call, tries, failure.detail)) from failure
                 self.stats.retries[failure.kind] = self.stats.retries.get(failure.kind, 0) + 1
                 await self._wait(call, tries, failure.after)
@@ -402,7 +406,22 @@ class Client:
                 call.answers[ask.prompt][i] = Failed(reason)
             self._count(call, len(ask.indexes))
             return
+        if self._fails_alone(call, ask, f"refused with {told.status}: {wire.cut(told.message)}"):
+            return
         raise refusal.error(self.settings, told, rejected)
+
+    def _fails_alone(self, call: _Call, ask: _Ask, reason: str) -> bool:
+        """Whether a request's failure is its own (after_retries=fail): not in the journal, so asked again next time.
+
+        Not where as many fail as are answered: then it is the endpoint.
+        """
+        call.lost += len(ask.indexes)
+        if self.settings.after_retries != "fail" or call.lost > max(_MOST_LOST, call.done // 10):
+            return False
+        for i in ask.indexes:
+            call.answers[ask.prompt][i] = Failed(reason[:300])
+        self._count(call, len(ask.indexes))
+        return True
 
     async def _store(
         self, call: _Call, ask: _Ask, reply: wire.Reply, usages: list[Usage], writer: Writer

@@ -18,7 +18,8 @@ class ClientSettings(Settings):
     """An OpenAI-compatible endpoint and the manners towards it. The key itself is never a setting."""
 
     manners: ClassVar[tuple[str, ...]] = (
-        "key_env", "concurrency", "timeout_s", "retries", "backoff_s", "wait_max_s", "price_in", "price_out",
+        "key_env", "concurrency", "timeout_s", "retries", "after_retries",
+        "backoff_s", "wait_max_s", "price_in", "price_out",
         "price_cached", "cap", "image_tokens", "journal", "reply_mb")
 
     url: str = Field(description="the endpoint's base address, which usually ends in /v1")
@@ -27,6 +28,8 @@ class ClientSettings(Settings):
     concurrency: int = Field(32, ge=1, le=1000, description="most requests in flight")
     timeout_s: float = Field(600.0, gt=0, description="seconds for one try, connection and whole reply included")
     retries: int = Field(6, ge=0, description="tries after the first one that failed")
+    after_retries: Literal["stop", "fail"] = Field(
+        "stop", description="a request without answer after all tries, or refused: stops the call, or fails alone")
     backoff_s: float = Field(1.0, gt=0, description="longest wait before the second try; it doubles with each")
     wait_max_s: float = Field(60.0, gt=0, description="longest wait before any try, a Retry-After included")
     price_in: float | None = Field(None, ge=0, description="price of a million prompt tokens")
