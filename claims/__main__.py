@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from claims import grpo_lifts_accuracy, yarn_extends_context
+from claims import grpo_family, grpo_lifts_accuracy, yarn_extends_context
 
-CLAIMS = (grpo_lifts_accuracy, yarn_extends_context)
+CLAIMS = (grpo_lifts_accuracy, grpo_family, yarn_extends_context)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from fathom.systems import SYSTEMS, settings_class
 
 VERBS = ["run", "demo", "report", "compare", "show", "inspect", "doctor"]
 ROWS = ["train=a.jsonl", "test=b.jsonl"]
-GIVEN = {"tiny/problems": ROWS, "smollm2-gsm8k": ROWS}  # what a recipe asks for on the command line
+GIVEN = {"tiny/problems": ROWS, "smollm2-gsm8k": ROWS, "r1-zero": [*ROWS, "base=m"]}  # what a recipe asks for on the command line
 ALONE = {
     "tokenizer": ['data=[{task: "gym:chain_sum", count: 5}]'],
     "pretrain": ["tokenizer=t", "data=[a.jsonl]"],
@@ -29,6 +29,8 @@ ALONE = {
     "grpo": ["init=m", 'tasks=["gym:chain_sum"]'],
     "distill": ["init=m", 'tasks=["gym:chain_sum"]'],
     "evaluate": ["model=m", 'tasks=["gym:chain_sum"]'],
+    "overlap": ["data=[a.jsonl]", 'tasks=["gym:chain_sum"]'],
+    "leakage": ["model=m", 'tasks=["gym:chain_sum"]'],
 }
 
 

@@ -78,9 +78,10 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.docs
-@pytest.mark.parametrize("name", [*recipes.tiny(), "smollm2-gsm8k"])
+@pytest.mark.parametrize("name", [*recipes.tiny(), "smollm2-gsm8k", "r1-zero"])
 def test_recipes_load(name: str) -> None:
-    given = [] if name in ("tiny/demo", "tiny/long") else ["train=a.jsonl", "test=b.jsonl"]
+    given = [] if name in ("tiny/demo", "tiny/long", "tiny/r1-zero") else ["train=a.jsonl", "test=b.jsonl"]
+    given += ["base=m"] if name == "r1-zero" else []
     assert recipes.load(name, given).stages
 
 

@@ -16,6 +16,10 @@ ASKS = {
     "boxed_zh": "请逐步推理，并把最终答案放在 \\boxed{} 中。",
     "letter": "Please reason step by step, and end with the letter of the right option within \\boxed{}.",
     "letter_zh": "请逐步推理，并把正确选项的字母放在 \\boxed{} 中。",
+    # R1-Zero asks in plain text for thinking and answer in their tags and says nothing of how to think (rl.md §3.1)
+    "r1_zero": "A user asks a question, and an assistant answers it. The assistant first thinks it through in private, "
+               "then answers. Its thinking stands inside <think> </think>, its answer inside <answer> </answer>.\n\n"
+               "User: {question}\nAssistant:",
     "words": "Think step by step, then end with a line that says: The answer is …",
 }
 SLOT = "{question}"

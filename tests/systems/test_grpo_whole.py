@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from small import SUMS
+from small import SIGKILL, SUMS, differing, kept
 from test_kill import random_kills
 
 from fathom.core.chat import Message
@@ -132,3 +132,24 @@ def test_steps_of_arithmetic():
 def test_steps_end_at_the_token_that_completes_them():
     words = ["ab", "c", "def", "g"]
     assert ends_in_tokens(lambda tokens: "".join(words[t] for t in tokens), [0, 1, 2, 3], [2, 3, 4, 7]) == [0, 1, 2, 3]
+
+
+@pytest.mark.long
+@pytest.mark.kill
+def test_two_thousand_steps_killed_every_hundred(small, twins, place):
+    """Dynamic sampling on: the same end to the bit, no problem skipped or asked twice."""
+    changes = {"steps": 2000, "problems": 2, "group": 4, "kl": 0.0, "dynamic": 3, "sampling": {"max_tokens": 8},
+               "rewards": {"digits:share": 1.0}, "checkpoints": {"every": 25}, "samples_every": 100}
+    twin, settings = twins.of("grpo", **changes), small.settings("grpo", **changes)
+    words, lines, kills = ("grpo", settings, "--dir", place / "run"), place / "run" / "metrics.jsonl", 0
+    for number in range(60, 2000, 100):
+        ended = small.forks[0].run(*words, signal=SIGKILL, file=str(lines), lines=number + (number * 7) % 37)
+        kills += ended.code == -SIGKILL
+    assert small.forks[0].run(*words).code == 0
+    assert kills >= 19
+    assert differing(kept(place / "run"), twin) == []
+    rows = metrics(place / "run")
+    assert [row["step"] for row in rows] == list(range(1, 2001))
+    seconds = [json.loads(line)["seconds"] for line in (place / "run" / "timing.jsonl").read_text().splitlines()
+               if "seconds" in line]
+    assert sorted(seconds)[len(seconds) // 2] <= 0.3
