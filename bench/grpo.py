@@ -66,7 +66,7 @@ def measure(rounds: int = 5) -> list[Pair]:
                     shares.setdefault(name, []).append(value)
     notes = {name: round(sum(v) / len(v), 3) for name, v in shares.items()}
     return [
-        Pair("GRPO step, 8 × 8 × 64", seconds["fathom"], seconds["trl"], bar=2.0, notes=notes),
+        Pair("GRPO step, 8 × 8 × 64", seconds["fathom"], seconds["trl"], bar=2.5, notes=notes),
         Pair("GRPO peak memory", memory["fathom"], memory["trl"], bar=1 / 0.7, unit="GB"),
     ]
 

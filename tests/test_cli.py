@@ -21,7 +21,8 @@ from fathom.systems import SYSTEMS, settings_class
 
 VERBS = ["run", "demo", "report", "compare", "show", "inspect", "doctor"]
 ROWS = ["train=a.jsonl", "test=b.jsonl"]
-GIVEN = {"tiny/problems": ROWS, "smollm2-gsm8k": ROWS, "r1-zero": [*ROWS, "base=m"]}  # what a recipe asks for on the command line
+# what a recipe asks for on the command line
+GIVEN = {"tiny/problems": ROWS, "smollm2-gsm8k": ROWS, "r1-zero": [*ROWS, "base=m"]}
 ALONE = {
     "tokenizer": ['data=[{task: "gym:chain_sum", count: 5}]'],
     "pretrain": ["tokenizer=t", "data=[a.jsonl]"],

@@ -24,7 +24,8 @@ def scored(task: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
     if asked := whole.get("sampling", {}).get(task.get("task")):
         notes.insert(0, ", ".join(f"{name} {value}" for name, value in asked.items()))
     if judge := whole.get("judge"):
-        notes.insert(0, f"judged by {judge['model']}, prompt {judge['prompt']}, cost {judge['cost']:.4g}")
+        cost = "" if judge.get("cost") is None else f", cost {judge['cost']:.4g}"
+        notes.insert(0, f"judged by {judge['model']}, prompt {judge['prompt']}{cost}")
     found = {**task, "notes": notes}
     if series and task.get("tables") is not None:
         found["chart"] = {

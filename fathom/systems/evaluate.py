@@ -415,8 +415,13 @@ def _scores(
     for record in store.kept():
         rows[record.data["task"]].append(record.data)
     about: dict[str, Any] = {"protocol": cfg.protocol, "sampling": _sampled(cfg, tasks, labels)}
+    if parted := [f"{label}: {apart}" for label, task in zip(labels, tasks, strict=True)
+                  if (apart := getattr(task, "apart", ""))]:
+        about["parted"] = parted
     if missing := store.ledger().rejected.get(NO_ANSWERS, 0):
         about["without_answers"] = missing
+    if left_out := {reason: n for reason, n in store.ledger().rejected.items() if reason != NO_ANSWERS}:
+        about["left_out"] = left_out
     if judge is not None:
         about["judge"] = _about_judge(judge)
     differences = [
@@ -454,8 +459,7 @@ def _about_judge(judge: ModelJudge) -> dict[str, Any]:
         low, high = wilson(agreed, len(labels))
         found["agreement"] = {**counts, "agreed": agreed, "of": len(labels), "low": low, "high": high,
                               "labelled": judge.settings.labelled}
-    stats = judge.client.stats
-    found["cost"] = stats.spent
+    found["cost"] = judge.client.stats.spent if judge.settings.endpoint.price_in is not None else None
     return found
 
 
@@ -469,8 +473,13 @@ def _tell(cfg: Evaluate, run: Run, scores: Sequence[Mapping[str, Any]], about: M
         head.append(f"{label}: {', '.join(f'{name} {value}' for name, value in sampled.items())}")
     if missing := about.get("without_answers"):
         head.append(f"{missing} problems have no stored answer, or too few; they are in no score")
+    if left_out := about.get("left_out"):
+        head.append(f"{sum(left_out.values())} rows are no problems and in no score: "
+                    + ", ".join(f"{reason} ({n})" for reason, n in left_out.items()))
+    head += about.get("parted", ())
     if judge := about.get("judge"):
-        head.append(f"judged by {judge['model']}, prompt {judge['prompt']}, cost {judge['cost']:.4g}")
+        head.append(f"judged by {judge['model']}, prompt {judge['prompt']}" + (
+            "" if judge["cost"] is None else f", cost {judge['cost']:.4g}"))
         if agreed := judge.get("agreement"):
             head.append(
                 f"judge and labels ({agreed['labelled']}) agree on {agreed['agreed']} of {agreed['of']} "

@@ -48,6 +48,9 @@ def overlap(cfg: Overlap, run: Run) -> None:
     counts: dict[str, int] = {}
     for spec in cfg.tasks:
         task = load_task(spec)
+        if apart := getattr(task, "apart", ""):
+            run.log.warning("%s: only its test split is looked for, and %s; name the file as test for all its rows",
+                            task.name, apart)
         for problem in task.problems("test", cfg.problems):
             index.add(task.name, problem.id, asked(problem, cfg.solutions))
             counts[task.name] = counts.get(task.name, 0) + 1

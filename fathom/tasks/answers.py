@@ -73,7 +73,9 @@ class EndpointSource:
         stats = self._client.stats
         lost = sum(stats.retries.values())
         told = {"requests": stats.requests, "prompt tokens": stats.prompt_tokens,
-                "completion tokens": stats.completion_tokens, "cost": f"{stats.spent:.4g}"}
+                "completion tokens": stats.completion_tokens}
+        if self._client.settings.price_in is not None:
+            told["cost in all, earlier attempts included"] = f"{stats.spent:.4g}"
         if lost:
             told["of the requests tried again"] = lost
         if stats.estimated:

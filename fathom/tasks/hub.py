@@ -146,6 +146,8 @@ def fingerprints(entry: str | Mapping[str, Any]) -> dict[str, str]:
     config, revision = options.get("config"), options.get("revision")
     found = {}
     main = options.get("data", options.get("task"))
+    if main in DECLARED and "data" not in options and "test" in options:
+        main = options["test"]  # tested on a file alone
     if isinstance(main, str) and (published := _benchmark(main)):
         main, config = f"{PREFIX}{published[0]}", config or published[1]
     for name, about in ((main, (config, revision)), (options.get("test"), (None, None)),

@@ -92,10 +92,11 @@ def _conventions(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                                  f"{missing} without a judgement left out", published))
     ruled = [s["rule"] == "right" for s in samples if s.get("rule") is not None]
     if ruled:
-        found.append(_convention("rule judge on the same answers", ruled))
+        broken = sum(s.get("rule") == "failed" for s in samples)
+        found.append(_convention(f"rule judge on the same answers, {broken} of which it could not judge", ruled))
         both = [(s["rule"] == "right", s["outcome"] == "right") for s in samples
                 if s.get("rule") not in (None, "failed") and s["outcome"] != "failed"]
-        found.append(_convention("rule judge and judging model agree", [a == b for a, b in both]))
+        found.append(_convention("rule judge and judging model agree, where both judged", [a == b for a, b in both]))
     return found
 
 

@@ -91,7 +91,8 @@ class Stored:
             named = getattr(settings, field)
             given = (getattr(one, field) for group in self._by_question.values() for one in group)
             if named is not None and all(value in (None, "") for value in given):
-                raise UsageError(f"stored.{field}={named}: no row has a {field} there; correct the name")
+                raise UsageError(f"stored.{field}={named}: no row has a {field} there that can be read (a label is "
+                                 "true or false, a score a number); correct the name or the rows")
 
     def of(self, problem: Problem) -> list[StoredAnswer]:
         """The answers to a problem, in the order of the file; none where it has none."""
@@ -163,12 +164,13 @@ class Stored:
             values = [one[0] if isinstance(one, list) and len(one) == 1 else one for one in value]
         else:
             values = [value if count == 1 else None] * count
-            if value is not None and count > 1:
+            if value is not None and count > 1 and getattr(self.settings, what) is not None:
                 self.bad[f"no {what} for each of its answers"] += 1
         found = [read(one) for one in values]
-        self.bad[f"a {what} that is none"] += sum(
-            one is not None and made is None for one, made in zip(values, found, strict=True))
-        self.bad = +self.bad
+        if getattr(self.settings, what) is not None or (what == "label" and "score" not in self._keys):
+            self.bad[f"a {what} that is none"] += sum(
+                one is not None and made is None for one, made in zip(values, found, strict=True))
+            self.bad = +self.bad
         return found
 
 

@@ -179,7 +179,7 @@ def check_options(name: str, options: Mapping[str, Any], kind: type, what: str) 
 def _file_task(name: str, declared: Declared | None, options: dict[str, Any]) -> Task:
     from fathom.tasks.maths import FileTask
 
-    data = options.pop("data", name) if declared is not None else name
+    data = options.pop("data", options.get("test", name)) if declared is not None else name
     check_options(name, options, FileTask, "a problem file")
     if not isinstance(data, str):
         raise UsageError(f"{name}: data={data!r:.80}: must be a path; name the file of training problems")

@@ -371,6 +371,8 @@ def test_rows_that_are_no_problems_are_rejects_by_name(tmp_path):
     rejected = sorted(reason for _, reason in RecordStore(tmp_path / "run" / "records").rejected())
     assert rejected == ["difficulty is missing", "domain is missing", "question appeared before"]
     assert scores(tmp_path / "run").get("without_answers") is None
+    text = (tmp_path / "run" / "scores.txt").read_text()
+    assert "3 rows are no problems and in no score: difficulty is missing (1)" in text
 
 
 def test_one_prompt_that_is_never_answered_can_fail_alone(tmp_path):
@@ -414,3 +416,59 @@ def test_a_comparison_with_a_broken_judge_is_open(tmp_path):
     text = render(compare(tmp_path / "bad", tmp_path / "good"), 2)
     assert "open: too much was not judged" in text
     assert "30 problems better in B, 0 worse" in text and "and 28 more (--flips)" in text
+
+
+def test_a_local_test_file_of_a_declared_set_is_asked_whole(tmp_path):
+    file = tmp_path / "test.jsonl"
+    file.write_text("".join(json.dumps({"question": f"What is {i} + {i}?", "answer": f"so\\n#### {2 * i}"}) + "\n"
+                            for i in range(40)))
+    with FakeEndpoint(adds) as endpoint:
+        evaluated(tmp_path / "whole", endpoint=endpoint_of(endpoint), tasks=[{"task": "gsm8k", "test": str(file)}])
+        evaluated(tmp_path / "part", endpoint=endpoint_of(endpoint), tasks=[{"task": "gsm8k", "data": str(file)}])
+    assert scores(tmp_path / "whole")["tasks"][0]["problems"] == 40
+    assert scores(tmp_path / "part")["tasks"][0]["problems"] < 15
+    assert "10 % of the rows are kept apart for test" in (tmp_path / "part" / "scores.txt").read_text()
+
+
+def test_training_texts_that_hold_test_problems_are_listed(tmp_path):
+    words = "a farmer has {} cows and buys as many again, how many legs do they have then"
+    test, train = tmp_path / "test.jsonl", tmp_path / "train.jsonl"
+    test.write_text("".join(json.dumps({"problem": words.format(i), "answer": str(8 * i)}) + "\n" for i in (3, 4))
+                    + json.dumps({"problem": "Compute $\\frac{7}{9}$", "answer": "7/9"}) + "\n"
+                    + json.dumps({"problem": "求 7 加 9 的和", "answer": "16"}) + "\n")
+    train.write_text("\n".join([
+        json.dumps({"messages": [{"role": "user", "content": f"Hello! {words.format(3).upper()}?"}]}),
+        json.dumps({"text": "nothing of the kind, in many words that stand nowhere else in this world at all"}),
+        json.dumps({"anything": {"deep": ["please compute \\dfrac{7}{9}", 5]}}),
+        json.dumps({"q": "请问: 求 7 加 9 的和 是多少"}), "no JSON"]) + "\n")
+    start("overlap", {"data": [str(train)], "tasks": [{"task": "math500", "data": str(test), "ask": ""}]},
+          tmp_path / "run", 1, "test", console=False)
+    found = json.loads((tmp_path / "run" / "overlap.json").read_text())
+    told = found["tasks"]["math500"]
+    assert (told["problems"], told["found"], told["found whole"]) == (4, 4, 3)
+    assert found["texts with a test problem"] == 3
+    hits = [record.data for record in RecordStore(tmp_path / "run" / "records").kept()]
+    assert any(hit["words"] == "compute frac 7 9" and hit["share"] == 1 for hit in hits)
+    [(_, reason)] = RecordStore(tmp_path / "run" / "records").rejected()
+    assert reason == "not JSON"
+
+
+def test_what_a_model_continues_word_for_word(small, place):
+    """A model taught one line by heart is found out; at places where it cannot know it is not."""
+    line = "3 + 4 = 7 and 5 + 6 = 11 and 7 + 8 = 15 and 9 + 9 = 18"
+    chat = place / "chats.jsonl"
+    chat.write_text((json.dumps({"text": line}) + "\n") * 1 + json.dumps({"text": line + " "}) + "\n")
+    other = "9 9 9 = 3 + + 1 and 2 2 = = 7 1 1 + 8 and 0 0 6 = 5 4 + +"
+    test = place / "test.jsonl"
+    test.write_text("".join(json.dumps({"problem": text, "answer": "1"}) + "\n" for text in (line, other)))
+    taught = small.forks[0].run(
+        "sft", f"init={small.root / 'base' / 'model'}", f"data=[{{data: {chat}}}]", "epochs=150", "mtp=0",
+        "tokens_per_step=128", "sequence_length=128", "optim.lr=0.01", "--dir", place / "taught")
+    assert taught.code == 0, taught.said
+    done = small.forks[0].run(
+        "leakage", f"model={place / 'taught' / 'model'}", f'tasks=[{{task: math500, data: {test}, ask: ""}}]',
+        "tokens=3", "places=4", "--dir", place / "leakage")
+    assert done.code == 0, done.said
+    found = json.loads((place / "leakage" / "leakage.json").read_text())["tasks"]["math500"]
+    assert (found["problems"], found["contaminated"]) == (2, 1)
+    assert found["places"] == 8 and 4 <= found["places predicted"] < 8
