@@ -93,7 +93,19 @@ CHARTS = (
         "and are never scored 0",
         unit="%",
     ),
-    Chart("Clipped", (Curve("clip_share", "clipped", "wrong"),), "share of tokens whose ratio was clipped", unit="%"),
+    Chart(
+        "Clipped",
+        (Curve("clip_share", "clipped", "wrong"), Curve("clip_low", "below 1", "teal"),
+         Curve("clip_high", "above 1", "violet")),
+        "weight of the tokens whose ratio was clipped",
+        unit="%",
+    ),
+    Chart(
+        "Trainer and sampler",
+        (Curve("mismatch", "mean", "accent"), Curve("mismatch_max", "largest", "warm")),
+        "|log p| between what was sampled and what is trained, nats; rounding error in a first update",
+        log=True,
+    ),
     Chart(
         "Balance loss",
         (
