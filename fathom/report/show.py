@@ -52,7 +52,8 @@ def show(
             for text in item.lines(width):
                 out.print(text, soft_wrap=True, highlight=False)
             shown += 1
-    if not shown and rejects:  # good news, and no error
+    there = outcome is not None and step is None and any(True for s in run.stages for _ in _items(s, None, None))
+    if not shown and (rejects or there):  # that there is none is an answer, and no error
         out.print(Text(f"{run.dir}: {_nothing(run, rejects, outcome, step)}"))
     elif not shown:
         raise UsageError(f"{run.dir}: {_nothing(run, rejects, outcome, step)}")
@@ -139,7 +140,9 @@ def _items(stage: Stage, outcome: str | None, step: int | None) -> Iterable[_Rec
         return _problems(stage.samples(), "group", outcome, step)
     if stage.scores:
         return _problems((row.data for row in stage.kept()), "samples", outcome, None)
-    if outcome is not None or step is not None:
+    if step is None and outcome is not None:
+        return f"no completion is {outcome}"
+    if step is not None:
         return ()
     tokenizer = _tokenizer(stage)
     return (_Record(row, tokenizer) for row in stage.kept())
@@ -179,6 +182,8 @@ def _about(stage: Stage, rejects: bool) -> str:
 def _nothing(run: RunDir, rejects: bool, outcome: str | None, step: int | None) -> str:
     if rejects:
         return "no rejected records in any stage"
-    if outcome is not None or step is not None:
+    if step is None and outcome is not None:
+        return f"no completion is {outcome}"
+    if step is not None:
         return "no completion fits outcome and step; leave one of them out"
     return f"no records, samples or evaluated problems in {', '.join(s.name for s in run.stages)}"
