@@ -25,6 +25,9 @@ from fathom.core.errors import FathomError
 from fathom.model.transformer import Transformer
 from fathom.train.batch import Batch, Example, pack, sequence_mean, token_mean
 from fathom.train.objective import Loss, grpo, next_token, with_reference
+from fathom.train.variants import PolicyRule
+
+RULE = PolicyRule(high=0.28, kl=0.04)
 
 
 def learn(model: Transformer, batch: Batch) -> Loss:
@@ -33,7 +36,7 @@ def learn(model: Transformer, batch: Batch) -> Loss:
 
 def improve(reference: Transformer, temperature: float = 1.0):
     def objective(model: Transformer, batch: Batch) -> Loss:
-        return grpo(model, with_reference(reference, batch, temperature), (0.2, 0.28), 0.04, temperature)
+        return grpo(model, with_reference(reference, batch, temperature), RULE, temperature)
 
     return objective
 

@@ -28,6 +28,7 @@ from fathom.train.loader import Examples, Loader
 from fathom.train.objective import grpo, next_token, with_reference
 from fathom.train.optim import Optimiser
 from fathom.train.schedule import AdamW, Checkpoints
+from fathom.train.variants import PolicyRule
 
 STEPS = 9
 OPTIM = AdamW(lr=2e-2, warmup=2, bias_speed=0.0)
@@ -151,7 +152,7 @@ def test_the_kl_term_pulls_towards_the_base() -> None:
         def objective(model, batch, reference=reference):
             with lora.off(reference):
                 batch = with_reference(reference, batch)
-            return grpo(model, batch, kl=0.1)
+            return grpo(model, batch, PolicyRule(kl=0.1))
 
         losses = step(policy, rollout(MLA_MOE, policy), sequence_mean, 40, objective)
         results.append((total(losses), total(losses, "kl"), gradients(policy)))
@@ -163,7 +164,7 @@ def test_the_kl_term_pulls_towards_the_base() -> None:
     (batch,) = packed(fresh, rollout(MLA_MOE, fresh), sequence_mean, 1000)
     with lora.off(fresh):
         batch = with_reference(fresh, batch)
-    assert float(grpo(fresh, batch, kl=0.1).parts["kl"]) == 0
+    assert float(grpo(fresh, batch, PolicyRule(kl=0.1)).parts["kl"]) == 0
 
 
 @pytest.mark.equivalence
