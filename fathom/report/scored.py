@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fathom.report.curves import shorten
-from fathom.tasks.scores import lines
+from fathom.tasks.scores import judged_by, lines
 
 _CURVES = (("pass_at", "pass@k", "accent"), ("maj_at", "maj@k", "warm"), ("best_of", "best of k", "teal"))
 
@@ -24,8 +24,7 @@ def scored(task: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
     if asked := whole.get("sampling", {}).get(task.get("task")):
         notes.insert(0, ", ".join(f"{name} {value}" for name, value in asked.items()))
     if judge := whole.get("judge"):
-        cost = "" if judge.get("cost") is None else f", cost {judge['cost']:.4g}"
-        notes.insert(0, f"judged by {judge['model']}, prompt {judge['prompt']}{cost}")
+        notes.insert(0, judged_by(judge))
     found = {**task, "notes": notes}
     if series and task.get("tables") is not None:
         found["chart"] = {

@@ -83,7 +83,9 @@ class Evaluate(Settings):
     @property
     def needed(self) -> tuple[str, ...]:
         """Packages without which this cannot run: only a model of one's own needs torch."""
-        return ("torch", "safetensors", "tokenizers", "jinja2") if self.model is not None else ()
+        from fathom.systems import NEEDED
+
+        return NEEDED if self.model is not None else ()
 
     @property
     def subject(self) -> str:
@@ -466,7 +468,7 @@ def _about_judge(judge: ModelJudge) -> dict[str, Any]:
 def _tell(cfg: Evaluate, run: Run, scores: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> None:
     """The scores to the log and to scores.txt, and the export where one is asked for."""
     from fathom.core import disk
-    from fathom.tasks.scores import lines, rendered
+    from fathom.tasks.scores import judged_by, lines, rendered
 
     head = [f"evaluated: {cfg.subject}, protocol {cfg.protocol}"]
     for label, sampled in about["sampling"].items():
@@ -478,8 +480,7 @@ def _tell(cfg: Evaluate, run: Run, scores: Sequence[Mapping[str, Any]], about: M
                     + ", ".join(f"{reason} ({n})" for reason, n in left_out.items()))
     head += about.get("parted", ())
     if judge := about.get("judge"):
-        head.append(f"judged by {judge['model']}, prompt {judge['prompt']}" + (
-            "" if judge["cost"] is None else f", cost {judge['cost']:.4g}"))
+        head.append(judged_by(judge))
         if agreed := judge.get("agreement"):
             head.append(
                 f"judge and labels ({agreed['labelled']}) agree on {agreed['agreed']} of {agreed['of']} "

@@ -327,10 +327,8 @@ class Rollouts:
         found, most = self._sampled(step, 0, self.cfg.problems), self.cfg.chosen("dynamic")
         found.seen = len(found.asked)
         if most:
-            live = self._live(found)
-            kept = Rollout([], [], [], [], [], found.failed, found.clock, times=0)
-            kept.add(found, live)
-            kept.clock, kept.failed = found.clock, found.failed
+            kept = Rollout([], [], [], [], [], 0, found.clock[:1] * 3, times=0)
+            kept.add(found, self._live(found))
             while len(kept.asked) < self.cfg.problems and kept.times < most:
                 more = self._sampled(step, kept.times, self.cfg.problems - len(kept.asked))
                 kept.add(more, self._live(more))
@@ -385,13 +383,12 @@ class Rollouts:
     def _steps(self, rolled: Rollout, name: str) -> list[list[list[tuple[int, float]] | None]]:
         """Each completion's steps: the token that each ends with, and its reward."""
         from fathom.judge.steps import ends_in_tokens, step_judge
-        from fathom.judge.verdict import Answered
+        from fathom.tasks.judging import answered_group
 
         judge = step_judge(name)
         found = []
         for problem, group, verdicts in zip(rolled.asked, rolled.groups, rolled.verdicts, strict=True):
-            answered = [Answered(problem.prompt, c.text, v, c.finish, len(c.tokens), self.cfg.sampling.max_tokens,
-                                 f"{problem.task}:{problem.id}") for c, v in zip(group, verdicts, strict=True)]
+            answered = answered_group(problem, group, verdicts, self.cfg.sampling.max_tokens)
             rows: list[list[tuple[int, float]] | None] = []
             for completion, steps in zip(group, judge(answered), strict=True):
                 if steps is None or not completion.tokens:

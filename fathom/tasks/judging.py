@@ -128,6 +128,14 @@ def _said(error: Exception) -> str:
     return f"raised {type(error).__name__}: {str(error)[:200]}"
 
 
+def answered_group(
+    problem: Problem, group: Sequence[Completion], verdicts: Sequence[Verdict], limit: int
+) -> list[Answered]:
+    """A problem's completions with their verdicts, as rewards and judges of steps are given them."""
+    return [Answered(problem.prompt, c.text, verdict, c.finish, len(c.tokens), limit, f"{problem.task}:{problem.id}")
+            for c, verdict in zip(group, verdicts, strict=True)]
+
+
 def reward_groups(
     rewards: Rewards,
     asked: Sequence[Problem],
@@ -144,9 +152,8 @@ def reward_groups(
     is None in the replay too.
     """
     answered = [
-        Answered(problem.prompt, c.text, verdict, c.finish, len(c.tokens), limit, f"{problem.task}:{problem.id}")
-        for problem, group, judged in zip(asked, groups, verdicts, strict=True)
-        for c, verdict in zip(group, judged, strict=True)
+        one for problem, group, judged in zip(asked, groups, verdicts, strict=True)
+        for one in answered_group(problem, group, judged, limit)
     ]
     key = Journal.key("rewards", rewards.given, [one.to_json() for one in answered])
     stored = journal.get(key) if journal is not None else None

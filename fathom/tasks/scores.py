@@ -149,6 +149,12 @@ def rendered(scores: Sequence[Mapping[str, Any]], about: Sequence[str] = ()) -> 
     return "\n\n".join(parts) + "\n"
 
 
+def judged_by(judge: Mapping[str, Any]) -> str:
+    """The judging model beside a score, with its cost where it has a price."""
+    cost = "" if judge.get("cost") is None else f", cost {judge['cost']:.4g}"
+    return f"judged by {judge['model']}, prompt {judge['prompt']}{cost}"
+
+
 def lines(score: Mapping[str, Any]) -> list[str]:
     """What stands below a score: what was cut off, pass@k and the like, other conventions, labels."""
     found = []
