@@ -1,7 +1,7 @@
 """Runs benches by name and prints tables: `python -m bench [train] [decode] [compiled] [grpo] [sandbox] [judges] …`.
 
-`load`, `serving`, `speculation`, `soak`, `harness` and `evaluation` have options of their own and run alone:
-`python -m bench load --gb 4`.
+`load`, `serving`, `speculation`, `soak`, `harness`, `evaluation` and `memory` have options of their own and run alone:
+`python -m bench load --gb 4`. `grpo gsm8k/train.jsonl.gz` is GRPO of SmolLM2 on the long questions of that file.
 """
 
 from __future__ import annotations
@@ -24,15 +24,21 @@ def main() -> None:
         from bench import load
         load.main(sys.argv[2:])
         return
+    if sys.argv[1:2] == ["memory"]:
+        from bench import memory
+        memory.main()
+        return
     if sys.argv[1:2] in (["serving"], ["speculation"], ["soak"], ["harness"], ["evaluation"]):
         importlib.import_module(f"bench.{sys.argv[1]}").main(sys.argv[2:])
         return
     asked = sys.argv[1:] or list(NAMES)
+    data = next((Path(word) for word in asked if ".jsonl" in word), None)  # `grpo train.jsonl.gz`: the real case
+    asked = [word for word in asked if ".jsonl" not in word]
     sizes = tuple(int(word) for word in asked if word.isdigit()) or (1, 32)  # `real 1`: that batch alone
     asked = [word for word in asked if not word.isdigit()]
     if unknown := [name for name in asked if name not in (*NAMES, "real", "sandbox", "judges", "profile")]:
         sys.exit(f"{unknown[0]}: no such bench; there are {', '.join(NAMES)}, real, sandbox, judges, profile, load, "
-                 "serving, speculation, soak, harness and evaluation")
+                 "serving, speculation, soak, harness, evaluation and memory")
     if "profile" in asked:
         from bench.profile import shares
         print(shares())
@@ -70,11 +76,12 @@ def main() -> None:
                 pairs = real(directory, batches=sizes)
         else:
             from bench.grpo import measure as grpo
-            pairs = grpo()
+            pairs = grpo(data)
         print(HEAD)
         for pair in pairs:
             print(pair.line(), *(f"{k}: {v}" for k, v in pair.notes.items()))
-        print(f"saved in {save(name, pairs, versions)}", flush=True)
+        where = "grpo-real" if name == "grpo" and data else name
+        print(f"saved in {save(where, pairs, versions)}", flush=True)
 
 
 if __name__ == "__main__":

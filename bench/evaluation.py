@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.harness import _generated, _records, _task, run
+from bench.harness import _generated, _task, records, run
 from bench.measure import RESULTS
 from fathom.core import machine
 from fathom.core.records import RecordStore
@@ -55,8 +55,8 @@ def _tasks(data: Path, folder: Path, items: int) -> dict[str, Path]:
     """The same questions as the harness's tasks and as files of ours."""
     folder.mkdir(parents=True)
     problems = [{"problem": row["question"], "answer": row["answer"].rpartition("####")[2].strip().replace(",", "")}
-                for row in _records(data / "gsm8k" / "test_200.jsonl")[:items]]
-    logic = [row for row in _records(data / "reasoning" / "bbh_even.jsonl.gz") if row["task"] == "boolean_expressions"]
+                for row in records(data / "gsm8k" / "test_200.jsonl")[:items]]
+    logic = [row for row in records(data / "reasoning" / "bbh_even.jsonl.gz") if row["task"] == "boolean_expressions"]
     _task(folder, "gsm8k", problems, _written(TOKENS["fathom_gsm8k"], r"\\boxed\{\$?(-?[0-9][0-9,]*(?:\.[0-9]+)?)") | {
         "doc_to_text": "{{problem}}\n\n" + ASKS["boxed"], "doc_to_target": "{{answer}}"})
     _task(folder, "bbh", logic[:items], _written(TOKENS["fathom_bbh"], r"[Tt]he answer is:? \**(True|False)") | {

@@ -167,11 +167,11 @@ def checks(device: str) -> list[str]:
 
 def grpo(device: str) -> str:
     """Our own GRPO step on the device, 8 × 8 × 64 in BF16."""
-    from bench.grpo import fathom
+    from bench.grpo import CASES, fathom, prepare
 
     with tempfile.TemporaryDirectory() as folder:
-        models.ours(Path(folder) / "model")
-        seconds = fathom(Path(folder), "gpu", device, "bfloat16")["seconds"]
+        prepare(CASES["small"], Path(folder))
+        seconds = fathom(CASES["small"], Path(folder), "gpu", device, "bfloat16")["seconds"]
     return f"GRPO step, 8 × 8 × 64, BF16: median {statistics.median(seconds):.3f} s of {len(seconds)} steps"
 
 

@@ -39,8 +39,8 @@ Records = list[dict[str, Any]]
 def write_tasks(data: Path, folder: Path, items: int) -> None:
     """Task files for the harness: answers to be written or chosen, and texts to be predicted."""
     folder.mkdir(parents=True, exist_ok=True)
-    problems, shots = (_records(data / "gsm8k" / name) for name in ("test_200.jsonl", "train.jsonl.gz"))
-    logic = _records(data / "reasoning" / "bbh_even.jsonl.gz")
+    problems, shots = (records(data / "gsm8k" / name) for name in ("test_200.jsonl", "train.jsonl.gz"))
+    logic = records(data / "reasoning" / "bbh_even.jsonl.gz")
     booleans = [record for record in logic if record["task"] == "boolean_expressions"]
     options = []
     for record in logic:
@@ -90,7 +90,8 @@ def _metric(name: str) -> dict[str, Any]:
     return {"metric": name, "aggregation": "mean", "higher_is_better": True}
 
 
-def _records(path: Path) -> Records:
+def records(path: Path) -> Records:
+    """The rows of a file of JSON lines, packed with gzip or not."""
     if not path.is_file():
         sys.exit(f"{path}: not found; --data is a folder with gsm8k/ and reasoning/")
     with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
@@ -127,7 +128,7 @@ def run(
         code = subprocess.run(command, env=env, stdout=log, stderr=log, check=False).returncode
     if code:
         raise RuntimeError(f"lm_eval failed ({code}): {(out / 'log').read_text()[-3000:]}")
-    samples = {task: sorted(_records(next(out.rglob(f"samples_{task}_*.jsonl"))), key=lambda s: int(s["doc_id"]))
+    samples = {task: sorted(records(next(out.rglob(f"samples_{task}_*.jsonl"))), key=lambda s: int(s["doc_id"]))
                for task in tasks or KINDS[chat]}
     return {"results": json.loads(next(out.rglob("results_*.json")).read_text())["results"], "samples": samples}
 

@@ -26,10 +26,12 @@ def ours(directory: Path, seed: int = 0, device: str = "cpu") -> tuple[Transform
 def theirs(
     directory: Path, experts: str = "grouped_mm", dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> Any:
-    """The same directory in transformers, with the named implementation of experts."""
-    from transformers import AutoModelForCausalLM
+    """The same directory in transformers, with the named implementation of experts where it has some."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, experts_implementation=experts)
+    routes = hasattr(AutoConfig.from_pretrained(directory), "n_routed_experts")
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=dtype, **({"experts_implementation": experts} if routes else {}))
     model.generation_config.eos_token_id = None  # both sides produce every token that was asked for
     model.generation_config.pad_token_id = 0
     return model.to(device)

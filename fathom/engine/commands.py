@@ -64,6 +64,8 @@ def serve(
     allow_origin: Annotated[list[str] | None, typer.Option(help="a web page's origin that may ask; * for all")] = None,
     drain_seconds: Annotated[float, typer.Option(help="for what runs when SIGTERM comes", min=0)] = 30.0,
     waiting: Annotated[int, typer.Option(help="completions that may wait; more get 429", min=1)] = 1024,
+    updates: Annotated[Path | None, typer.Option(help="take new weights from directories below this one, as `fathom "
+                                                 "grpo endpoint.url=…` sends them to DIR/served")] = None,
     device: Device = "auto", dtype: Dtype = "auto",
 ) -> None:
     """Serve a model over HTTP: OpenAI's interface at /v1, a chat page at /. Engine settings follow as cache_gb=2."""
@@ -73,7 +75,7 @@ def serve(
 
     settings = build(EngineSettings, {"prefill_tokens": 1024, **parse_overrides(_words(ctx))}, "command line")
     served(model, settings, name=name, host=host, port=port, api_key=api_key, allow_origin=allow_origin or (),
-           drain_seconds=drain_seconds, device=device, dtype=dtype, waiting=waiting, say=typer.echo)
+           drain_seconds=drain_seconds, device=device, dtype=dtype, waiting=waiting, updates=updates, say=typer.echo)
 
 
 def chat(

@@ -75,20 +75,21 @@ class Engine:
 
     def generate(
         self, prompts: Sequence[Sequence[Message]], sampling: Sampling, n: int = 1,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[int, int], None] | None = None, seeds: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         """`n` completions for each chat prompt; `progress(finished, all)` is called as they finish."""
-        return self.complete([self.tokenizer.prompt(p) for p in prompts], sampling, n, progress)
+        return self.complete([self.tokenizer.prompt(p) for p in prompts], sampling, n, progress, seeds)
 
     def complete(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int = 1,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[int, int], None] | None = None, seeds: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         """`n` completions for each prompt given as token ids.
 
         A completion depends on the weights, the prompt, `sampling`, its own number among the n and, for a prompt that
         stands in the list several times, on which occurrence it is; not on the order of the prompts, and not on what
-        was completed before: the cache begins empty.
+        was completed before: the cache begins empty. `seeds`, one for each prompt, stand in for that of `sampling` and
+        for the occurrence: then it is what `submit` and a server give for that seed.
         """
         if n < 1:
             raise UsageError(f"n={n}: at least one completion per prompt; set n ≥ 1")
@@ -102,8 +103,8 @@ class Engine:
         for number, prompt in enumerate(prompts):
             tokens = tuple(prompt)
             occurrence = seen[tokens] = seen.get(tokens, -1) + 1
-            made = [self._request(tokens, sampling, _seed(sampling.seed, tokens, occurrence, i), i, f"prompt {number}")
-                    for i in range(n)]
+            named = (sampling.seed, tokens, occurrence) if seeds is None else (seeds[number], tokens, 0)
+            made = [self._request(tokens, sampling, _seed(*named, i), i, f"prompt {number}") for i in range(n)]
             requests += made
             groups.setdefault(tokens, []).extend(made)
         self._begin(requests)

@@ -16,7 +16,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from fathom.core.chat import Completion, Sampling
-from fathom.core.errors import FathomError
+from fathom.core.config import differences, plain
+from fathom.core.errors import FathomError, UsageError
 from fathom.engine.engine import Engine
 from fathom.engine.request import Request
 from fathom.engine.server.backend import Busy, Draining, EngineFailed, Top
@@ -156,6 +157,18 @@ class Service:
     async def update(self, version: int, tensors: Mapping[str, Tensor] | None = None) -> None:
         """New weights between two steps, see Engine.update."""
         await self.call(lambda: self.engine.update(version, tensors))
+
+    async def take(self, model: Path, version: int) -> None:
+        """New weights from a model directory; FathomError where they are no weights of this model."""
+        def load() -> dict[str, Tensor]:
+            own = self.engine.model
+            if (given := weights.read_config(model)) != own.config:
+                changed = "; ".join(differences(plain(own.config), plain(given)))
+                raise UsageError(f"{model}: not the model that is served ({changed}); name one of its shape")
+            loaded, _ = weights.load(model, own.embed_tokens.weight.dtype, self.engine.device)
+            return loaded.state_dict()
+
+        await self.update(version, await asyncio.to_thread(load))
 
     async def call(self, run: Callable[[], Any]) -> Any:
         """What `run` gives, called in the engine's thread between two steps."""

@@ -1,8 +1,8 @@
 """Log-probabilities of chosen tokens, without ever holding the logits of all rows.
 
 The head's output is by far the widest tensor of a step: rows × vocabulary in FP32. Here it exists for a few rows at a
-time, small enough for a CPU's cache, and is computed again in the backward pass or, where the loss is known to be a
-weighted sum, turned into its gradient on the spot.
+time, small enough for a CPU's cache, and is turned into its gradient on the spot where the loss is known to be a
+weighted sum; else it is computed again in the backward pass or, on a CPU where all of it is small, kept until then.
 """
 
 # n rows, c rows of one piece, D model, V vocabulary
@@ -19,6 +19,7 @@ from fathom.model.device import full_precision
 
 CPU_PIECE = 1 << 22  # elements of logits at a time: as many as a processor's cache holds
 GPU_PIECE = 1 << 27  # as many as keep a GPU busy
+CPU_KEPT = 1 << 30  # bytes of logits that are kept rather than computed twice: memory is cheaper than products there
 LEAST_ROWS = 64  # a matrix product of fewer rows does not use the machine
 
 
@@ -37,7 +38,11 @@ class _Chosen(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, head: Tensor, chosen: Tensor, temperature: float) -> Tensor:
         exact = full_precision(hidden.dtype)
         logp, norm = (torch.empty(len(hidden), dtype=exact, device=hidden.device) for _ in range(2))
+        small = len(hidden) * len(head) * exact.itemsize <= CPU_KEPT and hidden.device.type == "cpu"
+        ctx.kept = [] if small and any(ctx.needs_input_grad[:2]) else None
         for piece, logits in _pieces(hidden, head, temperature):
+            if ctx.kept is not None:
+                ctx.kept.append((piece, logits))
             norm[piece] = logits.logsumexp(-1)
             logp[piece] = logits.gather(1, chosen[piece, None])[:, 0] - norm[piece]
         ctx.save_for_backward(hidden, head, chosen, norm)
@@ -49,7 +54,8 @@ class _Chosen(torch.autograd.Function):
         hidden, head, chosen, norm = ctx.saved_tensors
         gradient = _Gradient(hidden, head, ctx.needs_input_grad)
         scale = grads[0] / ctx.temperature
-        for piece, logits in _pieces(hidden, head, ctx.temperature):
+        kept, ctx.kept = ctx.kept, None  # they are overwritten: a second backward pass computes them again
+        for piece, logits in kept or _pieces(hidden, head, ctx.temperature):
             gradient.add(piece, logits.sub_(norm[piece, None]).exp_(), chosen, scale)
         return gradient.hidden, gradient.of_head(), None, None
 

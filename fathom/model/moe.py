@@ -63,25 +63,29 @@ class Gate(nn.Module):
             self.e_score_correction_bias = exact.to(moved.device)
         return self
 
-    def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x_TD: Tensor, replayed_TK: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Affinities [T, E], the chosen experts [T, K] and their weights [T, K]; all arithmetic in FP32."""
         exact = full_precision(x_TD.dtype)
-        return self.choose(F.linear(x_TD.to(exact), self.weight.to(exact)))
+        return self.choose(F.linear(x_TD.to(exact), self.weight.to(exact)), replayed_TK)
 
-    def choose(self, logits_TE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same from the gate's logits."""
+    def choose(self, logits_TE: Tensor, replayed_TK: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The same from the gate's logits. `replayed_TK` are the experts to take, whatever the logits say of others."""
         score_TE = self.score(logits_TE)
+        expert_TK = self.best(score_TE) if replayed_TK is None else replayed_TK
+        weight_TK = score_TE.gather(1, expert_TK)
+        if self.normalised:
+            weight_TK = weight_TK / (weight_TK.sum(-1, keepdim=True) + 1e-20)
+        return score_TE, expert_TK, weight_TK * self.scaling
+
+    def best(self, score_TE: Tensor) -> Tensor:
+        """The experts [T, K] that these affinities choose."""
         choice_TE = score_TE.detach()
         if self.e_score_correction_bias is not None:
             choice_TE = choice_TE + self.e_score_correction_bias
         if self.kept_groups < self.groups:
             choice_TE = self._in_best_groups(choice_TE)
         # the order of equal scores must not depend on the machine's mood: top-k of distinct values is all we rely on
-        expert_TK = choice_TE.topk(self.chosen, dim=-1).indices
-        weight_TK = score_TE.gather(1, expert_TK)
-        if self.normalised:
-            weight_TK = weight_TK / (weight_TK.sum(-1, keepdim=True) + 1e-20)
-        return score_TE, expert_TK, weight_TK * self.scaling
+        return choice_TE.topk(self.chosen, dim=-1).indices
 
     def _in_best_groups(self, choice_TE: Tensor) -> Tensor:
         """The choice scores with −∞ outside the best groups: 0 would win against negative biased scores."""
@@ -204,10 +208,12 @@ class MoE(nn.Module):
         shared = config.n_shared_experts * config.moe_intermediate_size
         self.shared_experts = SwiGLU(config.hidden_size, shared) if shared else None
 
-    def forward(self, x_TD: Tensor, dropping: Dropping | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def forward(
+        self, x_TD: Tensor, dropping: Dropping | None = None, replayed_TK: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """The layer's output [T, D], the affinities [T, E], the chosen experts [T, K] and, with `dropping`, which of
-        these assignments were carried out [T, K]."""
-        score_TE, expert_TK, weight_TK = self.gate(x_TD)
+        these assignments were carried out [T, K]. `replayed_TK` stand in for what the gate would choose."""
+        score_TE, expert_TK, weight_TK = self.gate(x_TD, replayed_TK)
         kept_TK = None
         if dropping is not None:
             kept_TK = within_capacity(

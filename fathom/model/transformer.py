@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -24,10 +25,18 @@ class Routing:
     `counts[layer]` is [E], the number of tokens each expert got, as integers; `balance` is [1 or 3, S], the terms of
     `moe.sequence_balance` summed over layers, differentiable, where `balanced` asks for it; `dropped` is the number of
     assignments that `dropping` discarded. Filled outside of recomputed code: nothing is counted twice.
+
+    With `recorded` given, it is filled with the experts that were chosen, layer: [T, K]. With `known`, such a record,
+    `agreed[layer]` is [T], the share of them that the router chooses now; `replay` lets them be used whatever it
+    chooses now, weighed by their affinities of now (arXiv 2507.18071 §5.3).
     """
 
     balanced: bool = False
     dropping: Dropping | None = None
+    recorded: dict[int, Tensor] | None = None
+    known: Mapping[int, Tensor] | None = None
+    replay: bool = False
+    agreed: dict[int, Tensor] = field(default_factory=dict)
     counts: dict[int, Tensor] = field(default_factory=dict)
     balance: Tensor | None = None
     dropped: Tensor | None = None
@@ -39,15 +48,21 @@ class Asked:
 
     balanced: bool
     dropping: Dropping | None
+    recorded: bool = False
+    known_TK: Tensor | None = None
+    replay: bool = False
 
 
 @dataclass(frozen=True)
 class Routed:
-    """A block's answer: tokens by expert [E], balance terms [1 or 3, S], dropped assignments; None where not asked."""
+    """A block's answer: tokens by expert [E], balance terms [1 or 3, S], dropped assignments, experts [T, K], agreement
+    [T]; None where not asked."""
 
     counts_E: Tensor | None = None
     balance_S: Tensor | None = None
     dropped: Tensor | None = None
+    expert_TK: Tensor | None = None
+    agreed_T: Tensor | None = None
 
 
 class Block(nn.Module):
@@ -69,15 +84,21 @@ class Block(nn.Module):
         h_TD = self.post_attention_layernorm(x_TD)
         if not isinstance(self.mlp, MoE):
             return x_TD + self.mlp(h_TD), Routed()
-        y_TD, score_TE, expert_TK, kept_TK = self.mlp(h_TD, asked.dropping if asked else None)
+        replayed_TK = asked.known_TK if asked and asked.replay else None
+        y_TD, score_TE, expert_TK, kept_TK = self.mlp(h_TD, asked.dropping if asked else None, replayed_TK)
         if asked is None:
             return x_TD + y_TD, Routed()
         gate = self.mlp.gate
+        agreed_T = None
+        if asked.known_TK is not None:
+            own_TK = gate.best(score_TE) if asked.replay else expert_TK
+            agreed_T = (own_TK[:, :, None] == asked.known_TK[:, None, :]).any(1).to(score_TE.dtype).mean(-1)
         return x_TD + y_TD, Routed(
             torch.bincount(expert_TK.flatten(), minlength=score_TE.shape[1]),
             sequence_balance(score_TE, gate.counted(score_TE, expert_TK), layout.sequence_T, layout.sequences,
                              gate.groups, gate.kept_groups) if asked.balanced else None,
             None if kept_TK is None else (~kept_TK).sum(),
+            expert_TK if asked.recorded else None, agreed_T,
         )
 
 
@@ -164,15 +185,21 @@ class Transformer(nn.Module):
     def _run(
         self, block: nn.Module, x_TD: Tensor, layout: Layout, cos_sin: tuple[Tensor, Tensor], routing: Routing | None
     ) -> Tensor:
-        asked = None if routing is None else Asked(routing.balanced, routing.dropping)
+        assert isinstance(block, Block)
+        asked = None if routing is None else Asked(
+            routing.balanced, routing.dropping, routing.recorded is not None,
+            None if routing.known is None else routing.known.get(block.layer), routing.replay)
         routed: Routed
         if self.recompute and torch.is_grad_enabled():
             x_TD, routed = checkpoint(block, x_TD, layout, cos_sin, asked, use_reentrant=False)
         else:
             x_TD, routed = block(x_TD, layout, cos_sin, asked)
         if routing is not None and routed.counts_E is not None:
-            assert isinstance(block, Block)
             routing.counts[block.layer] = routed.counts_E
+            if routing.recorded is not None and routed.expert_TK is not None:
+                routing.recorded[block.layer] = routed.expert_TK
+            if routed.agreed_T is not None:
+                routing.agreed[block.layer] = routed.agreed_T
             if routed.balance_S is not None:
                 routing.balance = routed.balance_S if routing.balance is None else routing.balance + routed.balance_S
             if routed.dropped is not None:

@@ -107,6 +107,19 @@ CHARTS = (
         log=True,
     ),
     Chart(
+        "Router agreement",
+        (Curve("router_agreement", "the same", "accent"),),
+        "experts that the routers would choose now, against those of before the update",
+        unit="%",
+    ),
+    Chart(
+        "Critic",
+        (Curve("critic_loss", "loss", "accent"), Curve("critic_grad_norm", "gradient norm", "warm"),
+         Curve("critic_clip_share", "held", "wrong")),
+        "PPO's values; held: share of values that moved further than they may",
+        log=True,
+    ),
+    Chart(
         "Balance loss",
         (
             Curve("loss_balance", "experts", "teal"),
@@ -117,7 +130,12 @@ CHARTS = (
     ),
     Chart("Dropped", (Curve("dropped", "dropped", "wrong"),), "assignments of tokens to experts that were discarded"),
     Chart("Learning rate", (Curve("lr", "learning rate", "accent", exact=True),)),
-    Chart("Throughput", (Curve("tokens_per_s", "tokens per second", "accent"),)),
+    Chart(
+        "Throughput",
+        (Curve("tokens_per_s", "tokens", "accent"), Curve("sampled_per_s", "sampled", "accent"),
+         Curve("trained_per_s", "trained", "teal")),
+        "tokens per second, each of its own part of the step",
+    ),
     Chart(
         "Time of a step",
         (
@@ -194,6 +212,20 @@ def expert_load(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         "experts": max(shape),
         "frames": [[_relative(layer) for layer in load] for _, load in logged],
     }
+
+
+def lengths(metrics: Sequence[Mapping[str, Any]], rows: int = 10) -> dict[str, Any] | None:
+    """A table of how long completions were, at so many steps from the first to the last; None where nobody counted."""
+    known = [(row["step"], row["lengths"]) for row in metrics if isinstance(row.get("lengths"), dict)]
+    if not known:
+        return None
+    chosen = sorted({round(i * (len(known) - 1) / max(rows - 1, 1)) for i in range(rows)})
+    columns = list(known[-1][1])
+    found = [
+        [f"step {step}", *({"right": counts.get(column, 0), "of": sum(counts.values())} for column in columns)]
+        for step, counts in (known[i] for i in chosen)]
+    return {"title": "Lengths", "note": "completions by their tokens", "kind": "heat", "columns": ["", *columns],
+            "rows": found}
 
 
 def shorten(value: float) -> float:

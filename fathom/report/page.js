@@ -89,7 +89,8 @@ function curvesSection() {
     const size = sizes(stage.charts);
     return el("div", { class: "card" }, el("div", { class: "stage-head" }, el("h3", {}, stage.stage, el("span", { text: stage.system === stage.stage ? "" : stage.system })), el("div", { class: "controls" }, controls)),
       el("div", { class: "charts" }, stage.charts.map((chart, i) => new LineChart(chart, group, size[i]).node)),
-      stage.singles.length ? el("div", { class: "singles" }, stage.singles.map((one) => el("span", {}, `${one.label} `, el("b", { text: minus(show(one.value, one.unit)) }), one.step === undefined ? " at every step" : ` at step ${whole(one.step)}`))) : null);
+      stage.singles.length ? el("div", { class: "singles" }, stage.singles.map((one) => el("span", {}, `${one.label} `, el("b", { text: minus(show(one.value, one.unit)) }), one.step === undefined ? " at every step" : ` at step ${whole(one.step)}`))) : null,
+      stage.lengths ? scoreTable(stage.lengths) : null);
   });
   return section("training", "Training", "Faint lines are the logged values, strong lines their running average. Point at a chart to read all charts of the stage at that step.", cards);
 }
@@ -191,7 +192,7 @@ function tableCell(cell, heat) {
   const share = shareOf(cell);
   if (share === undefined) return typeof cell === "number" ? el("td", { class: "n", text: Number.isInteger(cell) ? whole(cell) : cell.toFixed(2) }) : el("td", { class: cell === null ? "n" : null, text: cell === null ? "–" : cell });
   if (share === null) return el("td", { class: "n", text: "–" });
-  const said = `${whole(cell.right)} of ${whole(cell.of)}, 95 % interval ${percent(cell.low)} to ${percent(cell.high)}`;
+  const said = `${whole(cell.right)} of ${whole(cell.of)}` + (cell.low === undefined ? "" : `, 95 % interval ${percent(cell.low)} to ${percent(cell.high)}`);
   if (heat) return el("td", { class: "n", title: said, css: { background: `color-mix(in srgb, var(--accent) ${Math.round(8 + 62 * share)}%, transparent)` } }, percent(share), el("small", { text: `of ${whole(cell.of)}` }));
   return el("td", { class: "n" }, el("b", { text: percent(share) }), el("small", { text: `${whole(cell.right)} of ${whole(cell.of)} · ${percent(cell.low)} to ${percent(cell.high)}` }));
 }

@@ -9,7 +9,7 @@ from typing import Any
 from fathom.core.records import Ledger
 from fathom.report.compare import Comparison, compare_stages
 from fathom.report.completions import completions
-from fathom.report.curves import charts, expert_load, points
+from fathom.report.curves import charts, expert_load, lengths, points
 from fathom.report.proof import proof
 from fathom.report.read import Attempt, RunDir, Stage
 from fathom.report.scored import scored
@@ -188,7 +188,8 @@ def _curves(stage: Stage) -> dict[str, Any] | None:
     found = charts(stage.metrics.rows, stage.timing.rows)
     if not found["charts"] and not found["singles"]:
         return None
-    return {"stage": stage.name, "system": stage.system, **found}
+    table = lengths(stage.metrics.rows)
+    return {"stage": stage.name, "system": stage.system, **found} | ({"lengths": table} if table else {})
 
 
 def _ledger(name: str, ledger: Ledger) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,6 +82,14 @@ def start(
     from fathom.core.run import MANIFEST, Run
 
     settings = build(settings_class(system), values, where)
+    alone = "WORLD_SIZE" not in os.environ
+    if alone and getattr(settings, "nproc", 1) > 1 and (fresh or not is_finished(directory)):
+        from fathom.systems.team import launch
+
+        launch(settings.nproc, system, values, directory, seed, where, fresh, time_limit, console)  # type: ignore[attr-defined]
+        fresh = False
+    if not alone and int(os.environ["RANK"]):
+        return follow(system, settings, directory, seed)
     needed = getattr(settings, "needed", NEEDED)  # an endpoint's evaluation needs no tensors
     if absent := [package for package in needed if importlib.util.find_spec(package) is None]:
         raise UsageError(f"{system}: needs {', '.join(absent)}, not installed; pip install 'fathom-reasoning[demo]'")
@@ -99,6 +108,22 @@ def start(
             for line in found:
                 run.log.info(line)
             getattr(importlib.import_module(SYSTEMS[system].module), SYSTEMS[system].function)(settings, run)
+    return run
+
+
+def is_finished(directory: Path) -> bool:
+    """Whether a run in `directory` came to its end."""
+    from fathom.core.run import MANIFEST, read_manifest
+
+    return (directory / MANIFEST).exists() and read_manifest(directory)["status"] == "done"
+
+
+def follow(system: str, settings: Settings, directory: Path, seed: int) -> Run:
+    """What a process of a team does that is not its first: the same work, and no file written."""
+    from fathom.core.follower import Follower
+
+    with Follower.open(directory, system, settings, seed, console=False) as run:
+        getattr(importlib.import_module(SYSTEMS[system].module), SYSTEMS[system].function)(settings, run)
     return run
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -16,6 +16,7 @@ from fathom.core.run import Run
 from fathom.engine.settings import COMPILING, EngineSettings
 from fathom.judge.rewards import check_rewards
 from fathom.model.config import Adapters
+from fathom.systems.samplers import PolicyEndpoint
 from fathom.train.schedule import AdamW, Checkpoints
 from fathom.train.variants import (
     LEFT_OUT,
@@ -31,16 +32,21 @@ from fathom.train.variants import (
 )
 
 if TYPE_CHECKING:
-    from fathom.core.chat import Completion
-    from fathom.core.journal import Journal
-    from fathom.engine.engine import Engine
-    from fathom.judge.rewards import Rewards
-    from fathom.judge.verdict import Verdict
-    from fathom.model.tokenizer import Tokenizer
     from fathom.model.transformer import Transformer
-    from fathom.tasks.judging import Problems
-    from fathom.tasks.task import Problem, Task
+    from fathom.systems.samplers import Sampler
     from fathom.train.batch import Batch, Example
+    from fathom.train.critic import Critic
+    from fathom.train.parallel import Team
+
+
+class PpoCritic(Settings):
+    """PPO's critic: a second model of the policy's size (DeepSeekMath §4.1.1)."""
+
+    init: Path | None = Field(None, description="the model directory that its body begins as; none: as the policy")
+    gamma: float = Field(1.0, gt=0, le=1, description="γ: what a reward is worth a token later")
+    lam: float = Field(1.0, ge=0, le=1, description="λ of GAE; 0.95 is PPO's habit, R1 did better with 1")
+    clip: float = Field(0.2, gt=0, description="how far a value moves in an update")
+    optim: AdamW = AdamW(lr=1e-3, schedule="constant", warmup=5, weight_decay=0.0, bias_speed=0.0)
 
 
 class Grpo(Settings):
@@ -58,6 +64,7 @@ class Grpo(Settings):
     aliases: ClassVar[Mapping[str, str]] = {
         "num_generations": "group", "max_steps": "steps", "beta": "kl", "epsilon": "clip",
         "epsilon_high": "clip_high", "reward_funcs": "rewards"}
+    manners: ClassVar[tuple[str, ...]] = ("nproc",)
     elsewhere: ClassVar[Mapping[str, str]] = {
         "learning_rate": "it belongs to the optimiser; write optim.lr=0.0003",
         "lr": "it belongs to the optimiser; write optim.lr=0.0003",
@@ -80,7 +87,8 @@ class Grpo(Settings):
     sampling: Sampling = Sampling(max_tokens=128)
     variant: str = Field(
         "grpo", description=f"a method by name, which sets what follows where you do not: {', '.join(VARIANTS)}")
-    baseline: Baseline = Field("mean", description="taken from rewards: the group's mean, that of the others, or none")
+    baseline: Baseline = Field(
+        "mean", description="taken from rewards: the group's mean, that of the others, none; critic: PPO, pairs: DPO")
     normalise: Scale = Field(
         "std", description="advantages by the group's deviation, the batch's, whitened over the batch, or as they are")
     weigh: Weigh = Field(
@@ -110,6 +118,13 @@ class Grpo(Settings):
         None, gt=0, description="drop bad completions that the policy left by more nats a token (V3.2: e.g. 0.5)")
     process: str | None = Field(
         None, description="rewards for steps instead of completions: arithmetic, or my_package.module:function")
+    critic: PpoCritic | None = Field(
+        None, description="variant=ppo: the model of values; critic={} begins as the policy does")
+    router: Literal["own", "replay"] = Field(
+        "own", description="experts: those chosen now, or, from the second update of a rollout on, those of before it")
+    endpoint: PolicyEndpoint | None = Field(
+        None, description="draws the completions, on weights that it is sent, in place of this process")
+    nproc: int = Field(1, ge=1, le=4096, description="processes on this machine, each with its share of every step")
     tokens_per_batch: int = Field(8192, ge=2, description="most tokens in one forward pass")
     lora: Adapters = Field(None, description="train adapters beside frozen weights; null trains every weight")
     optim: AdamW = AdamW(lr=3e-4, schedule="constant", warmup=5, weight_decay=0.0, bias_speed=0.0)
@@ -130,6 +145,20 @@ class Grpo(Settings):
             if value % self.updates:
                 raise ValueError(f"{name}={value}: must be a multiple of updates={self.updates}: a rollout is learnt "
                                  "from whole before a checkpoint; change one of them")
+        baseline = self.chosen("baseline")
+        if (baseline == "critic") != (self.critic is not None):
+            raise ValueError("critic: belongs to variant=ppo, which needs it; set both, as critic={}, or neither")
+        if baseline in ("critic", "pairs"):
+            if self.process is not None or self.chosen("normalise") != "none" or self.chosen("dynamic"):
+                raise ValueError(f"baseline={baseline}: makes its advantages of rewards alone; leave process, "
+                                 "normalise and dynamic out")
+            if self.reference_every is not None:
+                raise ValueError(f"baseline={baseline}: its reference stands still; leave reference_every out")
+        if baseline == "pairs" and (not self.kl or self.updates > 1):
+            raise ValueError(f"baseline=pairs: kl={self.kl:g} updates={self.updates}: DPO's β is kl, and its pairs are "
+                             "weighed by the policy that drew them; set kl=0.1, updates=1")
+        if self.router == "replay" and self.updates == 1:
+            raise ValueError("router=replay: at the first update the experts are those of before it; set updates > 1")
         if self.reference_every is not None and not self.kl:
             raise ValueError("reference_every: there is no reference where kl is 0; set kl, or leave it out")
         if self.reference_every is not None and self.lora:
@@ -139,9 +168,12 @@ class Grpo(Settings):
             raise ValueError(f"group={self.group}: an advantage needs at least 2 samples; set group ≥ 2")
         if self.sampling.temperature == 0:
             raise ValueError("sampling.temperature=0: greedy completions of a group are all the same; set it > 0")
-        if self.sampling.top_p < 1:
-            raise ValueError(f"sampling.top_p={self.sampling.top_p}: the policy would be compared with another "
-                             "distribution than the one sampled from; set top_p=1")
+        plain = Sampling()
+        for name in ("top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+                     "logit_bias", "min_tokens", "json_schema"):
+            if (value := getattr(self.sampling, name)) != getattr(plain, name):
+                raise ValueError(f"sampling.{name}={value}: the policy would be compared with another distribution "
+                                 f"than the one sampled from; set {name}={getattr(plain, name)}")
         try:
             check_rewards(self.rewards)
         except UsageError as error:
@@ -158,9 +190,11 @@ class Grpo(Settings):
     def rule(self) -> PolicyRule:
         """How a token's term of the loss is made."""
         low, high = self.chosen("clip"), self.chosen("clip_high")
+        kl = 0.0 if self.chosen("baseline") in ("critic", "pairs") else self.kl  # theirs is no term of the loss
         return PolicyRule(
-            self.chosen("ratio"), self.chosen("clip_rule"), low, low if high is None else high, self.clip_most, self.kl,
-            self.kl_estimator, self.unbiased_kl, self.correction, 0.0, self.correction_most, self.off_policy)
+            self.chosen("ratio"), self.chosen("clip_rule"), low, low if high is None else high, self.clip_most, kl,
+            self.kl_estimator, self.unbiased_kl, self.correction, 0.0, self.correction_most, self.off_policy,
+            self.router == "replay")
 
     def plan(self) -> dict[str, Any]:
         """What this will cost, for --dry-run."""
@@ -174,8 +208,20 @@ class Grpo(Settings):
 
 def grpo(cfg: Grpo, run: Run) -> None:
     """Trains as `cfg` says; the result is DIR/model."""
+    from fathom.train.parallel import Team
+
+    team = Team.join(cfg.device)
+    try:
+        _grpo(cfg, run, team)
+    finally:
+        team.leave()
+
+
+def _grpo(cfg: Grpo, run: Run, team: Team) -> None:
+    import itertools
     import time
     from collections import deque
+    from contextlib import ExitStack, closing
 
     from fathom.core import disk
     from fathom.core.journal import Journal
@@ -184,10 +230,13 @@ def grpo(cfg: Grpo, run: Run) -> None:
     from fathom.model import adapter, lora, weights
     from fathom.model.cost import cost
     from fathom.model.device import place
+    from fathom.systems.rollouts import Rollouts, advice
+    from fathom.systems.samplers import OnEndpoint, OwnModel
     from fathom.tasks.judging import Problems, tell_left_out
     from fathom.tasks.task import load_task
     from fathom.train import objective
-    from fathom.train.learner import Learner
+    from fathom.train.critic import Critic, value_loss
+    from fathom.train.learner import Beside, Learner
     from fathom.train.reference import Reference
 
     tasks = [load_task(spec) for spec in cfg.tasks]
@@ -199,40 +248,58 @@ def grpo(cfg: Grpo, run: Run) -> None:
         trained = lora.attach(policy, cfg.lora, run.seed("lora"), mtp=False)
         run.log.info("the weights are frozen; adapters of %d parameters are trained", trained)
     elif cfg.kl:
-        reference = Reference(weights.load(cfg.init, dtype, device)[0], run.dir / "reference")
+        reference = Reference(weights.load(cfg.init, dtype, device)[0], run.dir / "reference", team.leads)
+    critic = None if cfg.critic is None else Critic(weights.load(cfg.critic.init or cfg.init, dtype, device)[0])
     problems = Problems(tasks, run.seed("problems"))
-    engine = Engine(policy, tokenizer, cfg.engine)
-    tracked: dict[str, Any] = {"problems": problems, "engine": engine}
+    sampler: Sampler
+    if cfg.endpoint is None:
+        sampler = OwnModel(Engine(policy, tokenizer, cfg.engine), team)
+        if cfg.engine.compile:
+            run.log.info(COMPILING)
+    else:
+        sampler = OnEndpoint(cfg.endpoint, run, team, policy, tokenizer, cfg.updates)
+    tracked: dict[str, Any] = {"problems": problems, "engine": sampler}
     if reference is not None and cfg.reference_every is not None:
         tracked["reference"] = reference
-    learner = Learner(policy, cfg.optim, run, cfg.checkpoints, cfg.updates, **tracked)
+    beside = {"critic": Beside(critic, cfg.critic.optim)} if critic is not None and cfg.critic is not None else {}
+    learner = Learner(policy, cfg.optim, run, cfg.checkpoints, cfg.updates, team, beside, **tracked)
     rule, told = cfg.rule(), False
-    if cfg.engine.compile:
-        run.log.info(COMPILING)
-    with Journal(run.dir / "verdicts.sqlite") as journal, Rewards(cfg.rewards) as own:
-        rollouts = Rollouts(cfg, run, tasks, problems, engine, tokenizer, journal, own)
-        shares: deque[list[Any]] = deque()  # the batches of each update that is left of a rollout
+    if team.size > 1:
+        run.log.info("%d processes share every step", team.size)
+    with ExitStack() as stack:
+        stack.enter_context(closing(sampler))
+        journal = stack.enter_context(Journal(run.dir / "verdicts.sqlite")) if team.leads else None
+        own = stack.enter_context(Rewards(cfg.rewards)) if team.leads else None
+        rollouts = Rollouts(cfg, run, tasks, problems, sampler, tokenizer, team, journal, own)
+        updates: deque[Update] = deque()  # those that are left of a rollout
         for step in learner.steps(cfg.steps):
-            metrics: dict[str, float] = {}
+            metrics: dict[str, Any] = {}
             clock = [time.monotonic()] * 3
-            if not shares:
+            sampled = 0
+            if not updates:
                 rolled = rollouts.at(step)
                 if not told:  # files have been read by now
                     told = True
                     tell_left_out(tasks, run.log)
-                clock = rolled.clock
-                metrics = rolled.metrics()
+                clock, sampled = rolled.clock, rolled.tokens
+                metrics = rolled.metrics(cfg.sampling.max_tokens)
                 learner.count_tokens([example for share in rolled.shares for example in share])
                 with lora.off(policy):  # with adapters the reference is the model without them
-                    shares.extend(_batches(cfg, rolled.shares, device, reference.model if reference else policy))
-                if rule.correction != "none" and cfg.updates > 1:
-                    shares = deque([[objective.with_old(policy, batch, cfg.sampling.temperature) for batch in share]
-                                    for share in shares])
-                if step == 1 or (step + cfg.updates - 1) // cfg.samples_every > (step - 1) // cfg.samples_every:
+                    updates.extend(_updates(cfg, rolled.shares, device, dtype, team,
+                                            reference.model if reference else policy, critic))
+                if cfg.updates > 1 and (rule.correction != "none" or rule.replay):
+                    for update in updates:
+                        update.batches = [objective.with_old(policy, batch, cfg.sampling.temperature)
+                                          for batch in update.batches]
+                if team.leads and (
+                        step == 1 or (step + cfg.updates - 1) // cfg.samples_every > (step - 1) // cfg.samples_every):
                     disk.write_atomic(run.dir / "samples" / f"{step:06d}.jsonl", rolled.lines(step))
-            if batches := shares.popleft():
-                for batch in batches:
-                    learner.backward(objective.grpo(policy, batch, rule, cfg.sampling.temperature), batch)
+            update = updates.popleft()
+            for batch in update.batches:
+                learner.backward(objective.grpo(policy, batch, rule, cfg.sampling.temperature), batch)
+                if critic is not None and cfg.critic is not None:
+                    learner.backward(value_loss(critic, batch, cfg.critic.clip))
+            if update.teaches:
                 metrics |= learner.step()
             else:
                 run.log.warning("step %d: every group is flat or unjudged, so there is nothing to learn from; "
@@ -241,238 +308,48 @@ def grpo(cfg: Grpo, run: Run) -> None:
                 reference.follow(policy, step, cfg.reference_mix)
             clock.append(time.monotonic())
             run.metrics(step, **metrics, **({"expert_load": load} if (load := learner.expert_load()) else {}))
-            run.timing(step, generate_s=clock[1] - clock[0], judge_s=clock[2] - clock[1], train_s=clock[3] - clock[2],
-                       sampled_tokens=rolled.tokens if len(shares) == cfg.updates - 1 else 0)
+            generating, judging, training = (b - a for a, b in itertools.pairwise(clock))
+            rates = {"trained_per_s": update.tokens / training}
+            if sampled:
+                rates["sampled_per_s"] = sampled / generating
+            run.timing(step, generate_s=generating, judge_s=judging, train_s=training, sampled_tokens=sampled, **rates)
             for line in advice(metrics):
                 run.log.warning("step %d: %s", step, line)
-    if cfg.lora:
-        adapter.export(run.dir / "adapter", policy, cfg.lora, weights.resolve(cfg.init, dtype))
-    if not disk.is_complete(run.dir / "model"):
-        weights.save(run.dir / "model", policy, tokenizer)
-    run.finish(prefilled_tokens=engine.prefilled, sampled_tokens=engine.decoded)
+    if team.leads:
+        if cfg.lora:
+            adapter.export(run.dir / "adapter", policy, cfg.lora, weights.resolve(cfg.init, dtype))
+        if not disk.is_complete(run.dir / "model"):
+            weights.save(run.dir / "model", policy, tokenizer)
+    run.finish(prefilled_tokens=sampler.prefilled, sampled_tokens=sampler.decoded)
 
 
-def _batches(
-    cfg: Grpo, shares: Sequence[Sequence[Example]], device: Any, reference: Transformer
-) -> Iterator[list[Batch]]:
-    """The micro-batches of each update of a rollout, with the reference's probabilities where they are needed."""
+@dataclass
+class Update:
+    """One update of a rollout: this process's micro-batches, the tokens of all processes', and if there are any."""
+
+    batches: list[Batch]
+    tokens: int
+    teaches: bool
+
+
+def _updates(
+    cfg: Grpo, shares: Sequence[Sequence[Example]], device: Any, dtype: Any, team: Team, reference: Transformer,
+    critic: Critic | None,
+) -> Iterator[Update]:
+    """The updates of a rollout, with the reference's probabilities and the critic's advantages where needed."""
+    from fathom.model.device import full_precision
     from fathom.train import objective
     from fathom.train.batch import pack, weight_rule
+    from fathom.train.critic import with_values
+    from fathom.train.pairs import with_pairs
 
     rule = weight_rule(cfg.chosen("weigh"), cfg.sampling.max_tokens)
     for share in shares:
-        batches = pack(share, rule, cfg.tokens_per_batch, device) if share else []
+        batches = pack(share, rule, cfg.tokens_per_batch, device, full_precision(dtype), team) if share else []
         if cfg.kl:
             batches = [objective.with_reference(reference, batch, cfg.sampling.temperature) for batch in batches]
-        yield batches
-
-
-@dataclass
-class Rollout:
-    """What came of one rollout: groups of completions, what was found out about them, and what to learn from."""
-
-    asked: list[Problem]
-    groups: list[list[Completion]]
-    verdicts: list[list[Verdict]]
-    rewards: list[list[float | None]]
-    parts: list[list[dict[str, float | None]]]
-    failed: int
-    clock: list[float]  # before generating, after it, after judging
-    advantages: list[list[float | None]] = field(default_factory=list)
-    shares: list[list[Example]] = field(default_factory=list)  # one for each update
-    times: int = 1  # how often was sampled for it
-    seen: int = 0  # problems asked, those included that were left out as flat
-
-    @property
-    def tokens(self) -> int:
-        """Sampled tokens."""
-        return sum(len(c.tokens) for group in self.groups for c in group)
-
-    def metrics(self) -> dict[str, float]:
-        """Its health."""
-        found = report(self.groups, self.verdicts, self.rewards, self.parts, self.advantages, self.failed)
-        if self.times > 1 or self.seen > len(self.asked):
-            found |= {"rollouts": self.times, "problems_asked": self.seen}
-        return found
-
-    def lines(self, step: int) -> str:
-        """Its completions, for DIR/samples."""
-        return sample_lines(step, self.asked, self.groups, self.verdicts, self.rewards, self.parts, self.advantages)
-
-    def add(self, other: Rollout, places: Sequence[int]) -> None:
-        """Takes the groups at `places` of another one."""
-        for name in ("asked", "groups", "verdicts", "rewards", "parts"):
-            getattr(self, name).extend(getattr(other, name)[i] for i in places)
-        self.failed += other.failed
-        self.times, self.seen = self.times + 1, self.seen + len(other.asked)
-        self.clock[1] += other.clock[1] - other.clock[0]
-        self.clock[2] += other.clock[2] - other.clock[0]
-
-
-@dataclass
-class Rollouts:
-    """Asks, samples and judges for a step."""
-
-    cfg: Grpo
-    run: Run
-    tasks: Sequence[Task]
-    problems: Problems
-    engine: Engine
-    tokenizer: Tokenizer
-    journal: Journal
-    own: Rewards
-
-    def at(self, step: int) -> Rollout:
-        """The rollout that begins with this step. With `dynamic` more is sampled until enough groups are not flat."""
-        found, most = self._sampled(step, 0, self.cfg.problems), self.cfg.chosen("dynamic")
-        found.seen = len(found.asked)
-        if most:
-            kept = Rollout([], [], [], [], [], 0, found.clock[:1] * 3, times=0)
-            kept.add(found, self._live(found))
-            while len(kept.asked) < self.cfg.problems and kept.times < most:
-                more = self._sampled(step, kept.times, self.cfg.problems - len(kept.asked))
-                kept.add(more, self._live(more))
-            if len(kept.asked) < self.cfg.problems:
-                self.run.log.warning("step %d: %d of %d groups are not flat after %d rollouts (dynamic)", step,
-                                     len(kept.asked), self.cfg.problems, kept.times)
-            if kept.asked:
-                found = kept
-        self._teach(found)
-        return found
-
-    def _live(self, rolled: Rollout) -> list[int]:
-        return [i for i, rewards in enumerate(rolled.rewards) if len({r for r in rewards if r is not None}) > 1]
-
-    def _sampled(self, step: int, time_: int, number: int) -> Rollout:
-        import time
-
-        from fathom.tasks.judging import judge_groups, reward_groups
-
-        clock = [time.monotonic()]
-        asked = self.problems.take(number)
-        name = ("sample", step) if time_ == 0 else ("sample", step, time_)
-        sampling = self.cfg.sampling.model_copy(update={"seed": self.run.seed(*name)})
-        self.engine.version = step - 1
-        groups = self.engine.generate([p.prompt for p in asked], sampling, self.cfg.group)
-        self.engine.release()  # training needs the memory
-        clock.append(time.monotonic())
-        verdicts = judge_groups(self.tasks, asked, groups, self.journal)
-        rewards, parts, failed = reward_groups(
-            self.own, asked, groups, verdicts, sampling.max_tokens, self.journal, self.run.log)
-        clock.append(time.monotonic())
-        return Rollout(asked, groups, verdicts, rewards, parts, failed, clock)
-
-    def _teach(self, rolled: Rollout) -> None:
-        """Advantages, and the examples of each update."""
-        from fathom.train import advantage
-
-        cfg = self.cfg
-        rolled.advantages = advantage.of_groups(rolled.rewards, cfg.chosen("baseline"), cfg.chosen("normalise"))
-        by_token: Sequence[Sequence[Any]] = rolled.advantages
-        if cfg.process is not None:
-            by_token = advantage.of_steps(self._steps(rolled, cfg.process))
-            rolled.advantages = [[None if row is None else float(row[0]) if len(row) else 0.0 for row in group]
-                                 for group in by_token]
-        prompts = [self.tokenizer.prompt(p.prompt) for p in rolled.asked]
-        size = -(-len(rolled.asked) // cfg.updates)
-        for first in range(0, cfg.updates * size, size):
-            part = slice(first, first + size)
-            rolled.shares.append(advantage.examples(
-                prompts[part], rolled.groups[part], by_token[part], cfg.truncated == "mask"))
-
-    def _steps(self, rolled: Rollout, name: str) -> list[list[list[tuple[int, float]] | None]]:
-        """Each completion's steps: the token that each ends with, and its reward."""
-        from fathom.judge.steps import ends_in_tokens, step_judge
-        from fathom.tasks.judging import answered_group
-
-        judge = step_judge(name)
-        found = []
-        for problem, group, verdicts in zip(rolled.asked, rolled.groups, rolled.verdicts, strict=True):
-            answered = answered_group(problem, group, verdicts, self.cfg.sampling.max_tokens)
-            rows: list[list[tuple[int, float]] | None] = []
-            for completion, steps in zip(group, judge(answered), strict=True):
-                if steps is None or not completion.tokens:
-                    rows.append(None)
-                    continue
-                ends = ends_in_tokens(self.tokenizer.decode, completion.tokens, [end for end, _ in steps])
-                ends[-1] = len(completion.tokens) - 1  # the stop token belongs to the last step
-                rows.append(list(zip(ends, (reward for _, reward in steps), strict=True)))
-            found.append(rows)
-        return found
-
-
-ADVICE = (  # metric, beyond which value, what it says and what helps
-    ("flat_groups", 0.8, "{:.0%} of the groups are flat and teach nothing: take problems that are neither always nor "
-     "never solved, a larger group, or dynamic=10"),
-    ("judge_failed", 0.05, "{:.0%} of the completions could not be judged: see the reasons in DIR/samples"),
-    ("truncated", 0.5, "{:.0%} of the completions are cut off at sampling.max_tokens: raise it, or truncated=mask"),
-    ("clip_share", 0.3, "{:.0%} of the tokens' weight is clipped: fewer updates, or a lower optim.lr"),
-    ("mismatch_max", 3.0, "trainer and sampler disagree by {:.2f} nats on a token: the same weights? see correction"),
-    ("kl", 1.0, "the policy is {:.2f} nats a token from its reference: a larger kl, or reference_every"),
-    ("grad_norm", 100.0, "the gradient's norm is {:.0f}: lower optim.lr"),
-)
-
-
-def advice(metrics: Mapping[str, float]) -> list[str]:
-    """What to do about the signs of a step that crossed their limits."""
-    found = [text.format(metrics[name]) for name, limit, text in ADVICE if metrics.get(name, 0.0) > limit]
-    if metrics.get("entropy", 1.0) < 0.01:
-        found.append(f"entropy is {metrics['entropy']:.4f} nats a token, nothing new is tried: clip_high=0.28, or a "
-                     "higher sampling.temperature from the start")
-    return found
-
-
-def report(
-    groups: Sequence[Sequence[Completion]], verdicts: Sequence[Sequence[Verdict]],
-    rewards: Sequence[Sequence[float | None]], parts: Sequence[Sequence[Mapping[str, float | None]]],
-    advantages: Sequence[Sequence[float | None]], failed: int,
-) -> dict[str, float]:
-    """The health of one rollout: rewards, shares of outcomes, lengths, flat groups; means leave out the unjudged.
-
-    `failed` is the number of completions on which the task's judge or a reward of the user's own broke.
-    """
-    import numpy as np
-
-    flat = [c for group in groups for c in group]
-    outcomes = [v.outcome.value for group in verdicts for v in group]
-    lengths = [len(c.tokens) for c in flat]
-    judged = [r for group in rewards for r in group if r is not None]
-    logprobs = np.concatenate([c.logprobs for c in flat])
-    metrics: dict[str, float] = {
-        "length": float(np.mean(lengths)), "length_p95": float(np.quantile(lengths, 0.95)),
-        "truncated": float(np.mean([c.finish == "length" for c in flat])),
-        "flat_groups": float(np.mean([not any(group) for group in advantages])),
-        # −log p averages to the entropy over samples from p: an unbiased estimate that costs nothing
-        "entropy": float(-logprobs.mean()),
-        **{name: outcomes.count(name) / len(outcomes) for name in ("right", "wrong", "unread", "failed")},
-        "judge_failed": failed / len(outcomes),
-        "no_reward": 1 - len(judged) / len(outcomes),  # who left their groups, also where a reward chose not to say
-    }
-    if judged:
-        metrics |= {"reward": float(np.mean(judged)), "reward_std": float(np.std(judged))}
-    for name in parts[0][0]:
-        known = [value for group in parts for p in group if (value := p[name]) is not None]
-        if known:
-            metrics[f"reward_{name}"] = float(np.mean(known))
-    return metrics
-
-
-def sample_lines(
-    step: int, asked: Sequence[Problem], groups: Sequence[Sequence[Completion]],
-    verdicts: Sequence[Sequence[Verdict]], rewards: Sequence[Sequence[float | None]],
-    parts: Sequence[Sequence[Mapping[str, float | None]]], advantages: Sequence[Sequence[float | None]],
-) -> str:
-    """One JSON line per problem with its whole group, for DIR/samples."""
-    import json
-
-    lines = []
-    for i, problem in enumerate(asked):
-        group = [
-            {"text": c.text, "tokens": len(c.tokens), "finish": c.finish, "outcome": v.outcome.value,
-             "reason": v.reason, "extracted": v.answer, "reward": r, "rewards": dict(p), "advantage": a}
-            for c, v, r, p, a in zip(groups[i], verdicts[i], rewards[i], parts[i], advantages[i], strict=True)
-        ]
-        line = {"step": step, "problem": problem.id, "prompt": [m.to_json() for m in problem.prompt],
-                "answer": problem.answer, "group": group}
-        lines.append(json.dumps(line, ensure_ascii=False, allow_nan=False))
-    return "\n".join(lines) + "\n"
+        if critic is not None and cfg.critic is not None:
+            batches = [with_values(critic, batch, cfg.critic.gamma, cfg.critic.lam, cfg.kl) for batch in batches]
+        if cfg.chosen("baseline") == "pairs":
+            batches = with_pairs(batches, cfg.kl)
+        yield Update(batches, sum(int(example.trained.sum()) for example in share), bool(share))

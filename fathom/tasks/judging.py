@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -25,6 +25,7 @@ class Problems:
 
     def __init__(self, tasks: Sequence[Task], seed: int):
         self.tasks, self._seed, self.taken = tasks, seed, 0
+        self._peeked: deque[Problem] = deque()
         self._rows = [self._row(task) for task in tasks]
 
     def _row(self, task: Task) -> Iterator[Problem]:
@@ -40,9 +41,15 @@ class Problems:
 
     def take(self, n: int) -> list[Problem]:
         """The next `n` problems."""
-        asked = [next(self._rows[(self.taken + i) % len(self._rows)]) for i in range(n)]
+        self.peek(n)
         self.taken += n
-        return asked
+        return [self._peeked.popleft() for _ in range(n)]
+
+    def peek(self, n: int) -> list[Problem]:
+        """The same, not taken yet: `state` does not count them."""
+        while len(self._peeked) < n:
+            self._peeked.append(next(self._rows[(self.taken + len(self._peeked)) % len(self._rows)]))
+        return list(islice(self._peeked, n))
 
     def state(self) -> dict[str, Any]:
         """How many problems were taken."""
@@ -51,6 +58,7 @@ class Problems:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on after as many problems as `state` says."""
         self._rows = [self._row(task) for task in self.tasks]
+        self._peeked.clear()
         self.taken = 0
         while self.taken < state["taken"]:
             self.take(min(1024, state["taken"] - self.taken))

@@ -91,17 +91,18 @@ def of_steps(groups: Sequence[Sequence[Sequence[tuple[int, float]] | None]]) -> 
 
 def examples(
     prompts: Sequence[Sequence[int]], groups: Sequence[Sequence[Completion]],
-    advantages: Sequence[Sequence[float | np.ndarray | None]], mask_truncated: bool = False,
+    advantages: Sequence[Sequence[float | np.ndarray | None]], mask_truncated: bool = False, keep_flat: bool = False,
 ) -> list[Example]:
     """One example per completion that teaches something: its own tokens, never text encoded again.
 
     Completions without a reward leave their group, and groups whose advantages are all zero leave the step. An
     advantage is one for all tokens or by token; tokens past its end have none. With `mask_truncated` completions that
     were cut off at the limit count in their group's baseline and are not learnt from (DAPO's overlong filter).
+    `keep_flat`: what a critic is to judge stays, whatever its group came to.
     """
     made: list[Example] = []
     for number, (prompt, group, scores) in enumerate(zip(prompts, groups, advantages, strict=True)):
-        if not any(np.any(score) for score in scores if score is not None):
+        if not keep_flat and not any(np.any(score) for score in scores if score is not None):
             continue
         for completion, score in zip(group, scores, strict=True):
             if score is None or (mask_truncated and completion.finish == "length"):

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fathom.core.errors import FathomError
 from fathom.model.layout import Layout
+from fathom.train.parallel import Team
 from fathom.train.variants import Weigh
 
 
@@ -50,6 +51,11 @@ class Batch:
     sampled_logp: Tensor | None = None  # [T]
     reference_logp: Tensor | None = None  # [T]
     old_logp: Tensor | None = None  # [T] of the policy before the update, computed by the trainer
+    experts: Mapping[int, Tensor] | None = None  # layer: [T, K], those that this policy chose
+    value: Tensor | None = None  # [T] what a critic said before the update
+    returns: Tensor | None = None  # [T] what it is to say
+    groups: tuple[str, ...] = ()  # of each sequence; empty where it has none
+    total: float = 1.0  # Σ weight of the whole step: what is a mean over tokens is divided by it
 
 
 # trained tokens of each sequence of the step → coefficient of each of its tokens
@@ -87,27 +93,42 @@ def weight_rule(name: Weigh, limit: int) -> WeightRule:
 
 def pack(
     examples: Sequence[Example], weigh: WeightRule, tokens_per_batch: int, device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype = torch.float32, team: Team | None = None,
 ) -> list[Batch]:
-    """The micro-batches of one optimiser step, in order, each of at most `tokens_per_batch` tokens (or one example)."""
+    """The micro-batches of one optimiser step, in order, each of at most `tokens_per_batch` tokens (or one example).
+
+    In a `team` those of this process's share alone, with the coefficients of the whole step; groups stay together.
+    """
     counts = [int(e.trained[1:].sum()) for e in examples]
     if not sum(counts):
         raise FathomError(f"{len(examples)} examples, 0 trained tokens: a step needs at least one; check the loss mask")
     weights = weigh(counts)
+    total = sum(weight * count for weight, count in zip(weights, counts, strict=True))
     batches: list[Batch] = []
-    first = 0
-    while first < len(examples):
+    mine = range(len(examples)) if team is None else _share(examples, team)
+    first = mine.start
+    while first < mine.stop:
         last, size = first, 0
-        while last < len(examples):
+        while last < mine.stop:
             known = last > first and _continues(examples[last - 1], examples[last])
             more = len(examples[last].tokens) - 1 - (examples[last].shared - 1 if known else 0)
             if last > first and size + more > tokens_per_batch:
                 break
             size += more
             last += 1
-        batches.append(_lay(examples[first:last], weights[first:last], 1.0 / len(examples), device, dtype))
+        batches.append(_lay(examples[first:last], weights[first:last], 1.0 / len(examples), total, device, dtype))
         first = last
     return batches
+
+
+def _share(examples: Sequence[Example], team: Team) -> range:
+    """Which examples are this process's."""
+    starts = [i for i in range(len(examples)) if i == 0 or not _continues(examples[i - 1], examples[i])]
+    ends = [*starts[1:], len(examples)]
+    costs = [sum(len(e.tokens) for e in examples[a:b]) for a, b in zip(starts, ends, strict=True)]
+    mine = team.share(costs)
+    runs = list(zip(starts, ends, strict=True))[mine]
+    return range(runs[0][0], runs[-1][1]) if runs else range(0)
 
 
 def _continues(before: Example, example: Example) -> bool:
@@ -125,8 +146,8 @@ def _continues(before: Example, example: Example) -> bool:
 
 
 def _lay(
-    examples: Sequence[Example], weights: Sequence[float], per_sequence: float, device: torch.device | str,
-    dtype: torch.dtype,
+    examples: Sequence[Example], weights: Sequence[float], per_sequence: float, total: float,
+    device: torch.device | str, dtype: torch.dtype,
 ) -> Batch:
     """Lays examples in one row. A shared prompt is one segment, save its last token, whose successors differ: that one
     begins each completion's own segment."""
@@ -139,6 +160,7 @@ def _lay(
     lengths: list[int] = []
     prefix: list[int | None] = []
     sequence_weight: list[float] = []
+    groups: list[str] = []
     segment: int | None = None
 
     def add(example: Example, start: int, stop: int, coefficient: float, parent: int | None, share: float) -> None:
@@ -154,6 +176,7 @@ def _lay(
         lengths.append(stop - start)
         prefix.append(parent)
         sequence_weight.append(share)
+        groups.append(example.group or "")
 
     for i, (example, coefficient) in enumerate(zip(examples, weights, strict=True)):
         begin, end = 0, len(example.tokens) - 1
@@ -177,4 +200,5 @@ def _lay(
         None if first.advantage is None else row(advantage, dtype),
         None if first.sampled_logp is None else row(sampled, dtype),
         None if first.reference_logp is None else row(reference, dtype),
+        groups=tuple(groups), total=total,
     )

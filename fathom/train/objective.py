@@ -73,7 +73,7 @@ def grpo(policy: Transformer, batch: Batch, rule: PolicyRule | None = None, temp
     rule = rule or PolicyRule()
     if batch.advantage is None or batch.sampled_logp is None:
         raise ValueError("grpo: the batch has no advantages or sampled log-probabilities")
-    routing = Routing()
+    routing = Routing(known=batch.experts, replay=rule.replay)
     hidden = policy(batch.tokens, batch.layout, routing)
     rows = batch.weight.nonzero()[:, 0]
     logp = log_probabilities(hidden.index_select(0, rows), policy.lm_head.weight, batch.targets[rows], temperature)
@@ -91,11 +91,15 @@ def grpo(policy: Transformer, batch: Batch, rule: PolicyRule | None = None, temp
         gain = torch.where(left, 0.0, gain)
     loss = -(w * gain).sum()
     away = (logp - sampled).detach()
+    mean = w / batch.total
     parts = {
-        "clip_share": (w * acts).sum().detach(),
-        "clip_low": (w * (acts & (ratio < 1))).sum().detach(), "clip_high": (w * (acts & (ratio > 1))).sum().detach(),
-        "mismatch": (w * away.abs()).sum(), "mismatch_max": away.abs().max() if len(away) else away.sum(),
+        "clip_share": (mean * acts).sum(),
+        "clip_low": (mean * (acts & (ratio < 1))).sum(), "clip_high": (mean * (acts & (ratio > 1))).sum(),
+        "mismatch": (mean * away.abs()).sum(), "mismatch_max": away.abs().max() if len(away) else away.sum(),
     }
+    if routing.agreed:
+        share = torch.stack([agreed[rows] for agreed in routing.agreed.values()]).mean(0)
+        parts["router_agreement"] = (mean * share).sum()
     if rule.kl:
         if batch.reference_logp is None:
             raise ValueError("grpo: kl > 0 needs the reference's log-probabilities in the batch")
@@ -103,8 +107,8 @@ def grpo(policy: Transformer, batch: Batch, rule: PolicyRule | None = None, temp
         estimate = ESTIMATORS[rule.estimator](x)
         term = (w * (estimate * tokens.log_ratio.exp() if rule.unbiased_kl else estimate)).sum()
         loss = loss + rule.kl * term
-        parts["kl"] = (w * ESTIMATORS["k3"](x)).sum().detach()
-    return Loss(loss, {"loss": loss.detach(), **parts}, routing)
+        parts["kl"] = (mean * ESTIMATORS["k3"](x)).sum()
+    return Loss(loss, {"loss": loss.detach(), **{name: value.detach() for name, value in parts.items()}}, routing)
 
 
 @torch.no_grad()
@@ -115,13 +119,15 @@ def with_reference(reference: Transformer, batch: Batch, temperature: float = 1.
 
 @torch.no_grad()
 def with_old(policy: Transformer, batch: Batch, temperature: float = 1.0) -> Batch:
-    """The batch with the log-probabilities that the policy gives now, before it is updated."""
-    return replace(batch, old_logp=_known(policy, batch, temperature))
+    """The batch with the log-probabilities that the policy gives now, before it is updated, and the experts that its
+    routers choose."""
+    routing = Routing(recorded={})
+    return replace(batch, old_logp=_known(policy, batch, temperature, routing), experts=routing.recorded)
 
 
-def _known(model: Transformer, batch: Batch, temperature: float) -> Tensor:
+def _known(model: Transformer, batch: Batch, temperature: float, routing: Routing | None = None) -> Tensor:
     rows = batch.weight.nonzero()[:, 0]
-    hidden = model(batch.tokens, batch.layout)
+    hidden = model(batch.tokens, batch.layout, routing)
     known = log_probabilities(hidden[rows], model.lm_head.weight, batch.targets[rows], temperature)
     logp = batch.weight.new_zeros(batch.weight.shape)
     logp[rows] = known.to(logp.dtype)

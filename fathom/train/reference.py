@@ -17,11 +17,12 @@ from fathom.model.transformer import Transformer
 class Reference:
     """Holds `model`, whose weights `follow` moves to the policy's; every move is written to `folder` before it counts.
 
-    `state` and `restore` make it part of a checkpoint: the weights of the last move before it are loaded again.
+    In a team the first process `writes`. `state` and `restore` make it part of a checkpoint: the weights of the last
+    move before it are loaded again.
     """
 
-    def __init__(self, model: Transformer, folder: Path):
-        self.model, self.folder = model.requires_grad_(False).eval(), folder
+    def __init__(self, model: Transformer, folder: Path, writes: bool = True):
+        self.model, self.folder, self.writes = model.requires_grad_(False).eval(), folder, writes
         self.moved = 0  # the step after which it last moved; 0: as it came
         self._kept = 0  # the move that the newest checkpoint needs
 
@@ -32,9 +33,11 @@ class Reference:
             for name, value in policy.state_dict().items():
                 ours[name].lerp_(value.to(ours[name].dtype), mix) if ours[name].is_floating_point() and mix < 1 \
                     else ours[name].copy_(value)
+        self.moved = step
+        if not self.writes:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         disk.write_atomic(self._path(step), save({name: value.contiguous() for name, value in ours.items()}))
-        self.moved = step
         for path in self.folder.glob("*.safetensors"):
             if int(path.stem) not in (step, self._kept) and int(path.stem) < step:
                 os.unlink(path)

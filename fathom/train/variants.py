@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Baseline = Literal["mean", "others", "none"]
+Baseline = Literal["mean", "others", "none", "critic", "pairs"]
 Scale = Literal["std", "none", "batch", "whiten"]
 Weigh = Literal["sequence_mean", "token_mean", "sequence_sum", "constant"]
 Level = Literal["token", "sequence", "sequence_token", "product"]
@@ -28,7 +28,7 @@ class PolicyRule:
     `unbiased_kl` multiplies its estimate by the ratio (V3.2). With a `correction` the ratio is taken to the trainer's
     own probabilities of before the update, and each term is weighed by these over the sampler's, held within
     [`least_weight`, `most_weight`]. `off_policy` drops completions with A < 0 that the policy has left by more nats a
-    token.
+    token. `replay` takes the experts that the policy chose before the update, where the batch knows them.
     """
 
     ratio: Level = "token"
@@ -43,6 +43,8 @@ class PolicyRule:
     least_weight: float = 0.0
     most_weight: float = 2.0
     off_policy: float | None = None
+    replay: bool = False
+
 
 # One row for each named method: settings of `fathom grpo` (fathom.systems.grpo), those that differ from GRPO's.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
@@ -60,6 +62,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "rloo": {"baseline": "others", "normalise": "none", "clip_rule": "none", "weigh": "sequence_sum"},  # 2402.14740
     "reinforce_pp": {"normalise": "whiten"},  # REINFORCE++-baseline, 2501.03262
     "online_rft": {"baseline": "none", "normalise": "none", "clip_rule": "none"},  # DeepSeekMath §5.2.1
+    "ppo": {"baseline": "critic", "normalise": "none", "weigh": "token_mean"},  # with GAE, 1707.06347, 1506.02438
+    "dpo": {"baseline": "pairs", "normalise": "none", "clip_rule": "none"},  # DeepSeekMath §5.2.1; 2305.18290
 }
 # what a named variant is that would need more than these products
 LEFT_OUT = {

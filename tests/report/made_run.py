@@ -209,6 +209,7 @@ def group_metrics(rng: np.random.Generator, steps: int) -> list[dict[str, Any]]:
             "truncated": 0.12 * math.exp(-5 * t),
             "length": length,
             "length_p95": length * 1.7 + 6 * abs(float(rng.normal())),
+            "lengths": {"≤ 64": round(100 * (1 - t)), "≤ 128": round(60 * t), "≤ 192": round(40 * t)},
         }
         row |= {
             "flat_groups": min(0.9, 0.1 + 0.45 * t * t + 0.03 * abs(float(rng.normal()))),

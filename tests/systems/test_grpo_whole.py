@@ -14,7 +14,8 @@ from fathom.core.config import build
 from fathom.core.errors import UsageError
 from fathom.judge.steps import arithmetic, ends_in_tokens, holds, step_judge
 from fathom.judge.verdict import Answered, Verdict
-from fathom.systems.grpo import Grpo, advice
+from fathom.systems.grpo import Grpo
+from fathom.systems.rollouts import advice
 from fathom.train.variants import LEFT_OUT, VARIANTS
 
 MANY = {"updates": 2, "steps": 12, "checkpoints": {"every": 4}, "reference_every": 4, "reference_mix": 0.6,
@@ -34,8 +35,8 @@ def test_other_settings_killed_at_random(small, twins, place, changes):
     random_kills(small, twins, place, "grpo", 2, **changes)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_learns(small, place, variant):
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name not in ("ppo", "dpo")])
+def test_every_variant_of_rewards_learns(small, place, variant):
     settings = small.settings("grpo", variant=variant, steps=2, kl=0.0, dynamic=0, rewards={"digits:share": 1.0})
     done = small.forks[0].run("grpo", settings, "--dir", place / variant)
     assert done.code == 0, done.said

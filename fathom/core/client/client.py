@@ -87,6 +87,7 @@ class _Call:
     done: int = 0
     told: dict[int, int] = field(default_factory=dict)  # prompts found in the journal: their tokens, as the reply says
     paid: list[Usage] = field(default_factory=list)  # what the answers found there had cost
+    seed_limit: int = _SEEDS
     lost: int = 0  # completions whose requests failed alone
     stop: BaseException | None = None
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
@@ -129,14 +130,17 @@ class Client:
 
     def generate(
         self, prompts: Sequence[Sequence[Message]], sampling: Sampling, n: int = 1, progress: Progress | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         """`n` completions per prompt, in the order of `prompts`; text holds reasoning as <think>…</think> before it.
 
         `progress(finished, all)` hears of every completion once it is in the journal; what it raises stops the call
         when the requests in flight have ended. So do CapReached and EndpointFailed, both resumable: what is done is in
         the journal. Raises ItemsFailed, after everything else was done, where the endpoint withheld single answers.
+        `seeds`, one for each prompt, are sent as they are; without them a request's seed is named by `sampling.seed`
+        and its prompt.
         """
-        answers = self.answers(prompts, sampling, n, progress)
+        answers = self.answers(prompts, sampling, n, progress, seeds)
         failed = [(p, a.reason) for p, row in enumerate(answers) for a in row if isinstance(a, Failed)]
         if failed:
             place, reason = failed[0]
@@ -148,10 +152,11 @@ class Client:
 
     def answers(
         self, prompts: Sequence[Sequence[Message]], sampling: Sampling, n: int = 1, progress: Progress | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> list[list[Completion | Failed]]:
         """As `generate`, with a Failed in the place of each completion that the endpoint withheld."""
         with self._one_call:
-            call = self._call(prompts, sampling, n, progress, book=True)
+            call = self._call(prompts, sampling, n, progress, seeds, book=True)
             if call.done and progress:
                 progress(call.done, call.all)
             if call.work:
@@ -223,7 +228,8 @@ class Client:
     # What is asked, and what the journal knows of it.
 
     def _call(
-        self, prompts: Sequence[Sequence[Message]], sampling: Sampling, n: int, progress: Progress | None, *, book: bool
+        self, prompts: Sequence[Sequence[Message]], sampling: Sampling, n: int, progress: Progress | None,
+        given: Sequence[int] | None = None, *, book: bool,
     ) -> _Call:
         if n < 1:
             raise UsageError(f"n={n}: at least one completion per prompt is needed; set n ≥ 1")
@@ -234,13 +240,15 @@ class Client:
             if not prompt:
                 raise UsageError(f"prompt {place}: holds no message; give at least one")
             asked = wire.messages(prompt)
-            digest = Journal.key("completion", FORMAT, self.settings.base, fields, sampling.seed, asked)
+            seed = sampling.seed if given is None else given[place]
+            digest = Journal.key("completion", FORMAT, self.settings.base, fields, seed, asked)
             names.append((digest, times[digest]))
-            seeds.append(int(Journal.key(sampling.seed, asked, times[digest])[:8], 16))
+            seeds.append(int(Journal.key(seed, asked, times[digest])[:8], 16) if given is None else seed)
             times[digest] += 1
         call = _Call(
             prompts, sampling, fields, names, seeds, len(prompts) * n, [[None] * n for _ in prompts], deque(), progress,
-            Journal.key("lengths", FORMAT, self.settings.base, fields))
+            Journal.key("lengths", FORMAT, self.settings.base, fields),
+            seed_limit=_SEEDS if given is None else 1 << 63)
         for p in range(len(prompts)):
             if self._journal is not None:
                 self._look_up(call, p, self._journal, book)
@@ -312,7 +320,7 @@ class Client:
         worst = Usage(self._counter.most(messages), width * call.sampling.max_tokens, estimated=True)
         body = {**call.fields, "messages": messages}
         if "seed" not in self.settings.omit:
-            body["seed"] = (call.seeds[ask.prompt] + ask.indexes[0]) % _SEEDS
+            body["seed"] = (call.seeds[ask.prompt] + ask.indexes[0]) % call.seed_limit
         if width > 1:
             body["n"] = width
         lost: list[Usage] = []

@@ -159,6 +159,13 @@ class Tokens(Answer):
     token_strs: list[str] | None = None
 
 
+class Updated(Answer):
+    """New weights are in use."""
+
+    success: Literal[True]
+    message: str
+
+
 class Detokenized(Answer):
     """The text of tokens, control tokens left out."""
 

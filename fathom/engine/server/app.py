@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -28,6 +29,7 @@ from fathom.engine.server.answers import (
     Health,
     Models,
     Tokens,
+    Updated,
 )
 from fathom.engine.server.answers import Model as ModelAnswer
 from fathom.engine.server.backend import Busy, Draining, EngineFailed, Service
@@ -42,6 +44,7 @@ from fathom.engine.server.protocol import (
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
+    WeightsRequest,
 )
 from fathom.engine.server.settings import ServerSettings
 from fathom.engine.server.tokens import Encoder, TokenTexts
@@ -66,6 +69,8 @@ def make_app(service: Service, settings: ServerSettings) -> FastAPI:
     _handle_errors(app)
     _add_asking(app, _Desk(state))
     _add_watching(app, state)
+    if settings.updates is not None:
+        _add_updates(app, state, settings.updates.resolve())
     app.add_middleware(Gate, state=state)
     if settings.allow_origin:  # outermost: a refusal is to be readable too
         app.add_middleware(
@@ -339,6 +344,27 @@ def _add_asking(app: FastAPI, desk: _Desk) -> None:
         return model()
 
 
+def _add_updates(app: FastAPI, state: State, root: Path) -> None:
+    one_at_a_time = asyncio.Lock()
+
+    @app.post("/update_weights_from_disk", response_model=Updated, responses=ASKING,
+              summary="New weights, between two steps; what runs goes on under them")
+    async def update(request: WeightsRequest) -> Updated:
+        state.check()
+        path = Path(request.model_path).resolve()
+        if root not in path.parents or not path.is_dir():
+            raise ApiError(400, f"model_path={request.model_path[:200]!r}: no directory below {root}, which --updates "
+                           "names", "model_path")
+        async with one_at_a_time:
+            given = request.weight_version
+            version = int(state.service.stats()["version"]) + 1 if given is None else int(given)
+            try:
+                await state.service.take(path, version)
+            except FathomError as error:
+                raise ApiError(400, str(error), "model_path") from error
+        return Updated(success=True, message=f"version {version}")
+
+
 async def _gone(work: Any) -> Response:
     """The answer, or one that nobody will read."""
     try:
@@ -428,7 +454,7 @@ def _note(request: Request, error: ApiError) -> None:
 
 FIELDS = {path: list(model.model_fields) for path, model in (
     ("/v1/chat/completions", ChatRequest), ("/v1/completions", CompletionRequest), ("/tokenize", TokenizeRequest),
-    ("/detokenize", DetokenizeRequest))}
+    ("/detokenize", DetokenizeRequest), ("/update_weights_from_disk", WeightsRequest))}
 
 
 def _openapi(app: FastAPI, settings: ServerSettings) -> Callable[[], dict[str, Any]]:

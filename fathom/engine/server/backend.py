@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Literal, Protocol
 
 from fathom.core.chat import Sampling
@@ -75,6 +76,10 @@ class Service(Protocol):
         self, prompt: Sequence[int], top: int
     ) -> tuple[Sequence[float | None], Sequence[Top | None]]:
         """Each prompt token's log-probability after those before it, and its `top` likeliest rivals; None first."""
+        ...
+
+    async def take(self, model: Path, version: int) -> None:
+        """New weights from a model directory, between two steps; FathomError where they are not this model's."""
         ...
 
     def stats(self) -> dict[str, float]: ...

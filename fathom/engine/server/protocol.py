@@ -243,6 +243,14 @@ class TokenizeRequest(Body):
     return_token_strs: bool | None = Field(None, description="tells each token's text as well")
 
 
+class WeightsRequest(Body):
+    """New weights of the model that is served."""
+
+    model_path: str = Field(min_length=1, max_length=4096, description="a model directory below the one of --updates")
+    weight_version: Annotated[str, Field(pattern=r"^[0-9]{1,15}$")] | None = Field(
+        None, description="a number for them; one more than before if left out")
+
+
 class DetokenizeRequest(Body):
     """Tokens whose text is asked for."""
 

@@ -34,19 +34,21 @@ LAST_SECONDS = 2.0  # for answers that were cut to reach their clients
 def serve(
     model: Path, engine: EngineSettings, *, name: str | None = None, host: str = "127.0.0.1", port: int = 8000,
     api_key: str | None = None, allow_origin: Sequence[str] = (), drain_seconds: float = 30.0,
-    device: str = "auto", dtype: str = "auto", waiting: int = 1024, say: Callable[[str], object] = print,
+    device: str = "auto", dtype: str = "auto", waiting: int = 1024, updates: Path | None = None,
+    say: Callable[[str], object] = print,
 ) -> None:
     """Serves a model directory, a GGUF file or a packaged model until SIGTERM or Ctrl-C; `say` is told where.
 
     The key is `api_key`, or the environment's FATHOM_API_KEY. After the first signal nothing new is taken, and what
-    runs may finish within `drain_seconds`; a second one raises KeyboardInterrupt at once.
+    runs may finish within `drain_seconds`; a second one raises KeyboardInterrupt at once. New weights are taken from
+    directories below `updates`.
     """
     missing = [module for module in ("fastapi", "uvicorn", "prometheus_client") if not importlib.util.find_spec(module)]
     if missing:
         raise UsageError(f"serve: {', '.join(missing)} not installed; pip install 'fathom-reasoning[serve]'")
     settings = build(ServerSettings, {
         "name": name or called(model), "host": host, "port": port, "api_key": api_key or os.environ.get(KEY) or None,
-        "allow_origin": tuple(allow_origin), "drain_seconds": drain_seconds}, "serve")
+        "allow_origin": tuple(allow_origin), "drain_seconds": drain_seconds, "updates": updates}, "serve")
     _log_to_terminal()
     with contextlib.closing(listen(host, port)) as listener:  # before minutes go into loading: is the port free?
         def made() -> Service:

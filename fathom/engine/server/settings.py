@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
 from fathom.core.config import Settings
@@ -27,6 +29,7 @@ class ServerSettings(Settings):
     port: int = Field(8000, ge=0, le=65535, description="the port to listen at; 0: any free one")
     api_key: str | None = Field(None, min_length=1, repr=False, description="what clients must show; None: nothing")
     allow_origin: tuple[str, ...] = Field((), description="web pages' origins that may ask, like https://a.example; *")
+    updates: Path | None = Field(None, description="new weights are taken from directories below it; None: from none")
     drain_seconds: float = Field(30.0, ge=0, description="how long running requests may go on after SIGTERM")
     body_bytes: int = Field(10_000_000, ge=1, description="largest body of a request")
     read_seconds: float = Field(30.0, gt=0, description="longest pause inside a request's body")

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from fathom.core.chat import Sampling
@@ -136,6 +137,9 @@ class FakeService:
         values = [logprob(k) for k in range(len(prompt))]
         tops = [self.rivals(token, value, top) for token, value in zip(prompt, values, strict=True)]
         return (None, *values[1:]), (None, *tops[1:])
+
+    async def take(self, model: Path, version: int) -> None:
+        self.taken = model, version
 
     def stats(self) -> dict[str, float]:
         running = sum(not s.ended and s.cancelled_at is None for s in self.streams)

@@ -1,0 +1,125 @@
+"""A run in several processes: torchrun starts them, this watches over it, hands signals on and tells how it ended.
+
+A process killed by whatever means takes the others with it; what was saved stays, and the same command continues.
+`torchrun --nproc-per-node 8 -m fathom grpo …`, with as many machines as there are, does the same without this module.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from fathom.core.errors import FathomError, Stopped, UsageError
+
+REQUEST, OUTCOME = "request.json", "outcome.json"
+ENDINGS = {kind.__name__: kind for kind in (FathomError, UsageError, Stopped)}
+GRACE_S = 5  # for the others when one of them has ended badly
+_PDEATHSIG = 1
+
+
+def launch(
+    nproc: int, system: str, values: Mapping[str, Any], directory: Path, seed: int, where: str, fresh: bool,
+    time_limit: float | None, console: bool,
+) -> None:
+    """Runs a system in `nproc` processes of this machine to its end; raises what the first of them raised."""
+    with tempfile.TemporaryDirectory(prefix="fathom-team-") as place:
+        asked = {"system": system, "values": values, "directory": str(directory), "seed": seed, "where": where,
+                 "fresh": fresh, "time_limit": time_limit, "console": console}
+        (Path(place) / REQUEST).write_text(json.dumps(asked))
+        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // nproc))
+        started = subprocess.Popen(
+            [sys.executable, "-m", "fathom.systems.team", place, str(nproc)], start_new_session=True,
+            env=os.environ | {"OMP_NUM_THREADS": threads})
+
+        def hand_on(number: int, frame: FrameType | None) -> None:
+            os.killpg(started.pid, number)
+
+        before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            code = started.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        outcome = Path(place) / OUTCOME
+        if outcome.exists():
+            told = json.loads(outcome.read_text())
+            raise ENDINGS[told["kind"]](told["message"])
+        if code:
+            raise FathomError(f"{directory}: {_ended(Path(place), code)}; what was saved is kept, the same command "
+                              "continues")
+
+
+def _ended(place: Path, code: int) -> str:
+    """Which process ended badly, and its last words."""
+    for path in sorted(place.glob("**/stderr.log")):
+        lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+        said = next((line for line in reversed(lines) if not line.startswith(" ")), "")
+        if said:
+            return f"process {path.parent.name} of the team: {said[:300]}"
+    return f"a process of the team was killed (torchrun: {code})"
+
+
+def run_torchrun(place: str, nproc: int) -> None:
+    """Becomes torchrun. It is deaf to what is meant for its processes, and dies with the one that started it."""
+    from torch.distributed.run import main
+
+    _die_with_parent()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    quiet = ",".join(f"{rank}:3" for rank in range(1, nproc))
+    os.environ["LOGLEVEL"] = "CRITICAL"
+    try:
+        main(["--standalone", "--nproc-per-node", str(nproc), "--max-restarts", "0", "--signals-to-handle", "SIGUSR1",
+              "--shutdown-timeout", str(GRACE_S), "--log-dir", place, "--redirects", quiet,
+              "-m", "fathom.systems.team", place])
+    except Exception:  # its report of a failed process is a page long; who asked tells it in a line
+        sys.exit(1)
+
+
+def take_part(place: str) -> int:
+    """One process of the team; the exit code. How the first one ends is written down, unless it ends well."""
+    from fathom.systems import start
+
+    _die_with_parent()
+    asked = json.loads((Path(place) / REQUEST).read_text())
+    leads = os.environ["RANK"] == "0"
+    try:
+        start(asked["system"], asked["values"], Path(asked["directory"]), asked["seed"], asked["where"],
+              fresh=asked["fresh"], time_limit=asked["time_limit"], console=asked["console"] and leads)
+    except Stopped as stopped:  # all of them stop at the same step
+        if leads:
+            _tell(place, stopped)
+    except FathomError as error:
+        if leads:
+            _tell(place, error)
+        else:
+            print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _tell(place: str, error: FathomError) -> None:
+    kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in ENDINGS)
+    (Path(place) / OUTCOME).write_text(json.dumps({"kind": kind, "message": str(error)}))
+
+
+def _die_with_parent() -> None:
+    """SIGKILL for this process when the one that started it ends, where the system knows such a thing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        run_torchrun(sys.argv[1], int(sys.argv[2]))
+    else:
+        sys.exit(take_part(sys.argv[1]))
