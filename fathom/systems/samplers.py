@@ -180,7 +180,8 @@ class OnEndpoint:
             return
         path = self._folder / f"{version:06d}"
         if version == now:
-            disk.remove(path)  # of an attempt that was killed
+            if path.exists():  # of an attempt that was killed
+                disk.remove(path)
             weights.save(path, self._policy, self._tokenizer)
         elif not disk.is_complete(path):
             raise FathomError(f"{path}: the policy that the next rollout is drawn with is not there; restore it from a "

@@ -6,6 +6,7 @@ A process killed by whatever means takes the others with it; what was saved stay
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
@@ -20,7 +22,7 @@ from typing import Any
 
 from fathom.core.errors import FathomError, Stopped, UsageError
 
-REQUEST, OUTCOME = "request.json", "outcome.json"
+REQUEST, OUTCOME, STOP = "request.json", "outcome.json", "stop"
 ENDINGS = {kind.__name__: kind for kind in (FathomError, UsageError, Stopped)}
 GRACE_S = 5  # for the others when one of them has ended badly
 _PDEATHSIG = 1
@@ -39,11 +41,17 @@ def launch(
         started = subprocess.Popen(
             [sys.executable, "-m", "fathom.systems.team", place, str(nproc)], start_new_session=True,
             env=os.environ | {"OMP_NUM_THREADS": threads})
+        stops: list[int] = []
 
         def hand_on(number: int, frame: FrameType | None) -> None:
-            os.killpg(started.pid, number)
+            stops.append(number)
+            (Path(place) / STOP).touch()  # for one that is not there yet
+            for path in Path(place).glob("*.pid"):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(path.stem), number)
 
-        before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
+        main = threading.current_thread() is threading.main_thread()
+        before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT) if main}
         try:
             code = started.wait()
         finally:
@@ -53,6 +61,9 @@ def launch(
         if outcome.exists():
             told = json.loads(outcome.read_text())
             raise ENDINGS[told["kind"]](told["message"])
+        if stops:
+            raise Stopped(f"{directory}: stopped by {signal.Signals(stops[0]).name} before it came to a step; the same "
+                          "command continues")
         if code:
             raise FathomError(f"{directory}: {_ended(Path(place), code)}; what was saved is kept, the same command "
                               "continues")
@@ -69,12 +80,10 @@ def _ended(place: Path, code: int) -> str:
 
 
 def run_torchrun(place: str, nproc: int) -> None:
-    """Becomes torchrun. It is deaf to what is meant for its processes, and dies with the one that started it."""
+    """Becomes torchrun, which dies with the process that started it."""
     from torch.distributed.run import main
 
     _die_with_parent()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
     quiet = ",".join(f"{rank}:3" for rank in range(1, nproc))
     os.environ["LOGLEVEL"] = "CRITICAL"
     try:
@@ -90,6 +99,9 @@ def take_part(place: str) -> int:
     from fathom.systems import start
 
     _die_with_parent()
+    (Path(place) / f"{os.getpid()}.pid").touch()
+    if (Path(place) / STOP).exists():
+        return 0
     asked = json.loads((Path(place) / REQUEST).read_text())
     leads = os.environ["RANK"] == "0"
     try:

@@ -59,13 +59,13 @@ def ran(small, place: Path, name: str, *more: str, **changes) -> Path:
 
 
 @contextmanager
-def served(small, place: Path, *more: str) -> Iterator[str]:
-    """A server of the base model in FP64 that takes new weights from `place`; its address."""
+def served(small, place: Path, *more: str, dtype: str = "float64") -> Iterator[str]:
+    """A server of the base model that takes new weights from `place`; its address."""
     log = place / "server.log"
     with log.open("w") as out:
         server = subprocess.Popen(
             [sys.executable, "-m", "fathom", "serve", str(small.root / "base" / "model"), "--port", "0", "--name", "m",
-             "--dtype", "float64", "--updates", str(place), *more], stdout=out, stderr=out, env=ENVIRONMENT)
+             "--dtype", dtype, "--updates", str(place), *more], stdout=out, stderr=out, env=ENVIRONMENT)
         try:
             for _ in range(600):
                 if found := re.search(rf"http://{HOST}:\d+", log.read_text()):
@@ -118,9 +118,10 @@ def test_an_endpoint_may_lag_a_rollout(small, place):
 @pytest.mark.kill
 @pytest.mark.parametrize("behind", [0, 1])
 def test_an_endpoint_and_a_kill(small, place, behind):
-    """Killed while it waits for completions or trains, the run ends as one that was not."""
-    with served(small, place) as address:
-        changes = {**on(address, behind=behind), "checkpoints": {"every": 3}}
+    """Killed while it waits for completions or trains, the run ends as one that was not, where the server's bits do not
+    depend on what else it computes."""
+    with served(small, place, "deterministic=true", dtype="float32") as address:
+        changes = {**on(address, behind=behind), "checkpoints": {"every": 3}, "dtype": "float32"}
         whole = ran(small, place, "whole", **changes)
         settings = small.settings("grpo", **{**EXACT, **changes})
         words = ("grpo", settings, "--dir", place / "killed")
@@ -197,7 +198,7 @@ PPO = {"variant": "ppo", "critic": {"lam": 0.95, "optim": {"lr": 0.003}}, "kl": 
 
 
 def test_ppo_learns_its_values(small, place):
-    directory = ran(small, place, "ppo", **PPO, steps=30, checkpoints={"every": 10}, dtype="float32")
+    directory = ran(small, place, "ppo", **PPO, steps=30, checkpoints={"every": 10}, rewards={"digits:high": 1.0})
     rows = metrics(directory)
     assert all(row["critic_grad_norm"] > 0 and row["grad_norm"] > 0 for row in rows)
     first, last = (sum(row["critic_loss"] for row in part) for part in (rows[:5], rows[-5:]))
@@ -225,9 +226,9 @@ def test_dpo_learns(small, place):
 def test_replayed_experts_agree_with_those_that_would_be_chosen(small, place):
     changes = {"updates": 2, "steps": 8, "problems": 4, "checkpoints": {"every": 4}, "kl": 0.0, "optim": {"lr": 0.03}}
     rows = metrics(ran(small, place, "replay", router="replay", **changes))
-    assert [row["router_agreement"] == 1 for row in rows[0::2]] == [True] * 4  # nothing has moved yet
+    assert [row["router_agreement"] for row in rows[0::2]] == pytest.approx([1] * 4)  # nothing has moved yet
     assert all(0 < row["router_agreement"] <= 1 for row in rows[1::2])
-    assert any(row["router_agreement"] < 1 for row in rows[1::2])
+    assert any(row["router_agreement"] < 0.99 for row in rows[1::2])
 
 
 def test_what_these_cannot_be():
