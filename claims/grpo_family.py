@@ -2,7 +2,8 @@
 
 Statements, in the papers' order: offline rejection sampling < online < GRPO (§5.2.1, figure 5); process supervision at
 least outcome supervision (the same figure); maj@k rises more than pass@k (§5.2.2, figure 7); the group's mean as
-baseline against none; a higher upper clip keeps entropy (DAPO, arXiv 2503.14476, figure 2b). Experiment: the demo's
+baseline against none; a higher upper clip keeps entropy (DAPO, arXiv 2503.14476, figure 2b); GRPO above PPO with λ =
+0.95 (DeepSeek-R1's supplement, where λ = 1 came close). Experiment: the demo's
 model, taught to add in two manners, then each arm with 40 rollouts of 32 problems × 8 samples from the same start;
 accuracy on 300 held-out problems × 8 samples. A statement holds where its difference, paired over the problems, lies
 above 0 with its 95 % interval on all seeds, fails where it lies below on all, and is undecided else.
@@ -38,6 +39,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "mean_baseline": {**PLAIN, "normalise": "none", "clip_rule": "none"},  # online_rft with the group's mean taken off
     "grpo": PLAIN,
     "process": {**PLAIN, "process": "arithmetic"},
+    "ppo_95": {**PLAIN, "variant": "ppo", "critic": {"lam": 0.95}},
+    "ppo_1": {**PLAIN, "variant": "ppo", "critic": {"lam": 1.0}},
     "clip": FOUR,
     "clip_higher": {**FOUR, "clip_high": 0.28},
 }
@@ -125,6 +128,8 @@ STATEMENTS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any]], Differen
     "the group's mean as baseline > none": (("mean_baseline", "online_rft"),
                                             _more_accurate("mean_baseline", "online_rft")),
     "a higher upper clip keeps entropy": (("clip_higher", "clip"), _entropy),
+    "GRPO > PPO with λ = 0.95": (("grpo", "ppo_95"), _more_accurate("grpo", "ppo_95")),
+    "GRPO > PPO with λ = 1": (("grpo", "ppo_1"), _more_accurate("grpo", "ppo_1")),
 }
 
 

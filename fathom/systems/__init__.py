@@ -82,14 +82,17 @@ def start(
     from fathom.core.run import MANIFEST, Run
 
     settings = build(settings_class(system), values, where)
-    alone = "WORLD_SIZE" not in os.environ
-    if alone and getattr(settings, "nproc", 1) > 1 and (fresh or not is_finished(directory)):
+    nproc, members = getattr(settings, "nproc", None), int(os.environ.get("WORLD_SIZE", "1"))
+    if members > 1 and nproc is None:
+        raise UsageError(f"{system}: runs in one process, and torchrun started {members}; start it without torchrun")
+    if members > 1 and int(os.environ["RANK"]):
+        return follow(system, settings, directory, seed)
+    launched = members == 1 and (nproc or 1) > 1 and (fresh or not is_finished(directory))
+    if launched:
         from fathom.systems.team import launch
 
-        launch(settings.nproc, system, values, directory, seed, where, fresh, time_limit, console)  # type: ignore[attr-defined]
+        launch(nproc or 1, system, values, directory, seed, where, fresh, time_limit, console)
         fresh = False
-    if not alone and int(os.environ["RANK"]):
-        return follow(system, settings, directory, seed)
     needed = getattr(settings, "needed", NEEDED)  # an endpoint's evaluation needs no tensors
     if absent := [package for package in needed if importlib.util.find_spec(package) is None]:
         raise UsageError(f"{system}: needs {', '.join(absent)}, not installed; pip install 'fathom-reasoning[demo]'")
@@ -102,7 +105,7 @@ def start(
     with Run.open(directory, system, settings, seed, inputs(settings), fresh, time_limit, console) as run:
         if run.finished:
             check_model(system, run.dir)
-            if console:
+            if console and not launched:
                 print(f"{run.dir}: finished before, nothing to do; --fresh starts over", file=sys.stderr)
         else:
             for line in found:

@@ -198,12 +198,16 @@ class Grpo(Settings):
 
     def plan(self) -> dict[str, Any]:
         """What this will cost, for --dry-run."""
+        models = ["policy, with gradients and moments", *(["reference"] if self.kl and not self.lora else []),
+                  *(["critic, with gradients and moments"] if self.critic else [])]
+        where = {"sampled": f"at {self.endpoint.base}, {self.endpoint.behind} rollouts behind"} if self.endpoint else {}
+        told = {"models in memory": "; ".join(models), "processes": self.nproc, **where}
         if self.updates > 1:
             return {"steps": self.steps, "rollouts": self.steps // self.updates,
                     "completions per rollout": self.problems * self.group,
-                    "most sampled tokens per rollout": self.problems * self.group * self.sampling.max_tokens}
+                    "most sampled tokens per rollout": self.problems * self.group * self.sampling.max_tokens, **told}
         return {"steps": self.steps, "completions per step": self.problems * self.group,
-                "most sampled tokens per step": self.problems * self.group * self.sampling.max_tokens}
+                "most sampled tokens per step": self.problems * self.group * self.sampling.max_tokens, **told}
 
 
 def grpo(cfg: Grpo, run: Run) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import Field
@@ -117,7 +118,6 @@ class OnEndpoint:
         self.prefilled = self.decoded = 0
         self._served: int | None = None  # the step after which the endpoint's weights were, as far as known
         self._kept = 0  # the version that the newest checkpoint's next rollout is drawn with
-        self._thread = ThreadPoolExecutor(1)
         self._pending: tuple[int, Future[Groups]] | None = None
 
     @property
@@ -151,7 +151,16 @@ class OnEndpoint:
         if self._lag and self._team.leads:
             now = step - 1 - self._lag
             self._serve(now, now)
-            begun = self._thread.submit(self._client.generate, prompts, sampling, n, seeds=seeds)
+            begun: Future[Groups] = Future()
+
+            def draw() -> None:
+                try:
+                    begun.set_result(self._client.generate(prompts, sampling, n, seeds=seeds))
+                except BaseException as error:  # raised again where the result is asked for
+                    begun.set_exception(error)
+
+            # a daemon: who stops does not wait for it, and what it had not yet is asked for again
+            threading.Thread(target=draw, name="next rollout", daemon=True).start()
             self._pending = step, begun
 
     def state(self) -> dict[str, int]:
@@ -165,8 +174,7 @@ class OnEndpoint:
         self._served = None
 
     def close(self) -> None:
-        """Waits for a rollout that was begun, whose answers are then in the journal, and closes that."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        """Closes the journal."""
         if self._client is not None:
             self._client.close()
 

@@ -36,7 +36,7 @@ def launch(
     with tempfile.TemporaryDirectory(prefix="fathom-team-") as place:
         asked = {"system": system, "values": values, "directory": str(directory), "seed": seed, "where": where,
                  "fresh": fresh, "time_limit": time_limit, "console": console}
-        (Path(place) / REQUEST).write_text(json.dumps(asked))
+        (Path(place) / REQUEST).write_text(json.dumps(asked, default=str))
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // nproc))
         started = subprocess.Popen(
             [sys.executable, "-m", "fathom.systems.team", place, str(nproc)], start_new_session=True,

@@ -99,5 +99,5 @@ def balance_experts(model: Transformer, counts: dict[int, Tensor], speed: float)
     for layer, moe in model.routers().items():
         bias = moe.gate.e_score_correction_bias
         if bias is not None and (count := counts.get(layer)) is not None:
-            load = count.to(torch.float64)
+            load = count.to(bias.device, torch.float64)
             bias += speed * (load.mean() - load).sign().float()

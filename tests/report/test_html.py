@@ -15,7 +15,7 @@ from made_run import NASTY, START, attempt, write_evaluation, write_lines, write
 from fathom.core.errors import FathomError, UsageError
 from fathom.report import write_report
 from fathom.report.completions import completions, evenly
-from fathom.report.curves import charts, expert_load, thin
+from fathom.report.curves import charts, expert_load, lengths, thin
 from fathom.report.html import embed, html
 from fathom.report.page import page, timeline
 from fathom.report.read import read_run
@@ -183,6 +183,16 @@ def test_expert_load_is_relative_to_an_even_share() -> None:
     assert load["frames"][1] == [[1.0] * 4] * 2, "a layer that saw no token has no uneven share"
     assert (load["steps"], load["layers"], load["experts"]) == ([5, 6], 2, 4)
     assert expert_load([{"step": 1, "loss": 1.0}]) is None
+
+
+def test_lengths_stand_at_a_few_steps_from_first_to_last() -> None:
+    rows = [{"step": step, "lengths": {"≤ 8": step, "≤ 16": 100 - step}} for step in range(1, 41)]
+    table = lengths([*rows, {"step": 41, "loss": 1.0}])
+    assert table is not None and table["columns"] == ["", "≤ 8", "≤ 16"]
+    assert len(table["rows"]) == 10
+    assert (table["rows"][0][0], table["rows"][-1]) == (
+        "step 1", ["step 40", {"right": 40, "of": 100}, {"right": 60, "of": 100}])
+    assert lengths([{"step": 1, "loss": 1.0}]) is None
 
 
 def test_large_models_and_long_runs_stay_within_the_page() -> None:

@@ -84,7 +84,8 @@ def on(address: str, **more) -> dict:
 
 
 @pytest.mark.equivalence
-@pytest.mark.parametrize("changes", [{}, UPDATES], ids=["plain", "updates"])
+@pytest.mark.parametrize("changes", [
+    pytest.param({}, id="plain"), pytest.param(UPDATES, id="updates", marks=pytest.mark.long)])
 def test_two_processes_are_one(small, place, changes):
     one = ran(small, place, "one", **changes)
     two = ran(small, place, "two", "nproc=2", **changes)
@@ -105,6 +106,7 @@ def test_an_endpoint_without_delay_is_the_own_module(small, place):
     assert all(row["mismatch_max"] < 1e-12 for row in metrics(there))
 
 
+@pytest.mark.long
 def test_an_endpoint_may_lag_a_rollout(small, place):
     """What is learnt from was drawn by the policy of a step before, which the mismatch shows."""
     with served(small, place) as address:
@@ -115,6 +117,7 @@ def test_an_endpoint_may_lag_a_rollout(small, place):
     assert all(row["grad_norm"] > 0 for row in rows)
 
 
+@pytest.mark.long
 @pytest.mark.kill
 @pytest.mark.parametrize("behind", [0, 1])
 def test_an_endpoint_and_a_kill(small, place, behind):
@@ -134,6 +137,7 @@ def test_an_endpoint_and_a_kill(small, place, behind):
         assert differing(kept(place / "killed"), kept(whole)) == []
 
 
+@pytest.mark.long
 def test_an_endpoint_that_takes_no_weights(small, place):
     (place / "allowed").mkdir()
     with served(small, place, "--updates", str(place / "allowed")) as address:
@@ -147,6 +151,7 @@ def test_an_endpoint_that_is_not_there(small, place):
     assert done.code == 75 and "is the server up?" in done.said and "Traceback" not in done.said
 
 
+@pytest.mark.long
 @pytest.mark.kill
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with the one that started it")
 def test_a_team_that_is_killed_goes_on_as_one_that_was_not(small, place):
@@ -167,6 +172,7 @@ def test_a_team_that_is_killed_goes_on_as_one_that_was_not(small, place):
     assert differing(kept(place / "killed"), kept(whole)) == []
 
 
+@pytest.mark.long
 def test_a_team_stops_politely_and_goes_on(small, place):
     settings = small.settings("grpo", **{**EXACT, "steps": 400, "checkpoints": {"every": 100}})
     words = [sys.executable, "-m", "fathom", "grpo", str(settings), "nproc=2", "--dir", str(place / "run")]
@@ -211,6 +217,7 @@ def test_ppo_killed_at_random(small, twins, place):
     random_kills(small, twins, place, "grpo", 2, **PPO, steps=8, checkpoints={"every": 2})
 
 
+@pytest.mark.long
 @pytest.mark.equivalence
 def test_ppo_in_two_processes_is_ppo_in_one(small, place):
     one, two = ran(small, place, "one", **PPO, steps=5), ran(small, place, "two", "nproc=2", **PPO, steps=5)
