@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -22,8 +23,9 @@ from typing import Any
 
 from fathom.core.errors import FathomError, Stopped, UsageError
 
-REQUEST, OUTCOME, STOP = "request.json", "outcome.json", "stop"
+REQUEST, OUTCOME, ENDED, STOP = "request.json", "outcome.json", "ended.json", "stop"
 ENDINGS = {kind.__name__: kind for kind in (FathomError, UsageError, Stopped)}
+CUT_OFF = ("gloo/transport", "NCCL", "ncclRemoteError")  # in what is raised where a member of the team is gone
 GRACE_S = 5  # for the others when one of them has ended badly
 _PDEATHSIG = 1
 
@@ -56,7 +58,7 @@ def launch(
             code = started.wait()
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
         outcome = Path(place) / OUTCOME
         if outcome.exists():
             told = json.loads(outcome.read_text())
@@ -65,32 +67,40 @@ def launch(
             raise Stopped(f"{directory}: stopped by {signal.Signals(stops[0]).name} before it came to a step; the same "
                           "command continues")
         if code:
-            raise FathomError(f"{directory}: {_ended(Path(place), code)}; what was saved is kept, the same command "
-                              "continues")
+            raise FathomError(f"{directory}: {_ended(Path(place))}; what was saved is kept, the same command continues")
 
 
-def _ended(place: Path, code: int) -> str:
-    """Which process ended badly, and its last words."""
-    for path in sorted(place.glob("**/stderr.log")):
+def _ended(place: Path) -> str:
+    """Which process of the team ended badly, and how."""
+    if not (place / ENDED).exists():
+        return "torchrun was killed"
+    codes = {int(rank): code for rank, code in json.loads((place / ENDED).read_text()).items()}
+    # where one was killed the others fail at the next word to it, or get torchrun's SIGTERM
+    rank = min(codes, key=lambda rank: (codes[rank] > 0, codes[rank] == -signal.SIGTERM, rank))
+    if codes[rank] < 0:
+        return f"process {rank} of the team was killed by {signal.Signals(-codes[rank]).name}"
+    for path in place.glob(f"**/{rank}/stderr.log"):
         lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
-        said = next((line for line in reversed(lines) if not line.startswith(" ")), "")
-        if said:
-            return f"process {path.parent.name} of the team: {said[:300]}"
-    return f"a process of the team was killed (torchrun: {code})"
+        if said := next((line for line in reversed(lines) if not line.startswith(" ")), ""):
+            return f"process {rank} of the team: {said[:300]}"
+    return f"process {rank} of the team ended with code {codes[rank]}"
 
 
 def run_torchrun(place: str, nproc: int) -> None:
     """Becomes torchrun, which dies with the process that started it."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
 
     _die_with_parent()
     quiet = ",".join(f"{rank}:3" for rank in range(1, nproc))
-    os.environ["LOGLEVEL"] = "CRITICAL"
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         main(["--standalone", "--nproc-per-node", str(nproc), "--max-restarts", "0", "--signals-to-handle", "SIGUSR1",
               "--shutdown-timeout", str(GRACE_S), "--log-dir", place, "--redirects", quiet,
               "-m", "fathom.systems.team", place])
-    except Exception:  # its report of a failed process is a page long; who asked tells it in a line
+    except ChildFailedError as error:  # its report is a page long; who started this tells it in a line
+        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        (Path(place) / ENDED).write_text(json.dumps(codes))
         sys.exit(1)
 
 
@@ -116,6 +126,10 @@ def take_part(place: str) -> int:
         else:
             print(error, file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        if not any(word in str(error) for word in CUT_OFF):
+            raise
+        return 1  # another one is gone: which and how, torchrun sees
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -191,6 +192,38 @@ def test_a_team_stops_politely_and_goes_on(small, place):
     settings = small.settings("grpo", **{**EXACT, "steps": 400, "checkpoints": {"every": 100}})
     done = plain(place, "grpo", settings, "--dir", place / "run", "--time-limit", "0.01")
     assert done.code == 75 and f"continuing after step {step}" in done.said
+
+
+@pytest.mark.long
+@pytest.mark.kill
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_team_of_which_one_is_killed_says_which(small, place, rank):
+    settings = small.settings("grpo", **{**EXACT, "steps": 2000, "checkpoints": {"every": 100}})
+    words = [sys.executable, "-m", "fathom", "grpo", str(settings), "nproc=2", "--dir", str(place / "run")]
+    running = subprocess.Popen(words, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    written = place / "run" / "metrics.jsonl"
+    while not (written.exists() and written.read_text().count("\n") >= 3):
+        assert running.poll() is None
+        time.sleep(0.01)
+    members = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit() and member(path, place, rank)]
+    assert len(members) == 1
+    os.kill(members[0], SIGKILL)
+    said = running.communicate(timeout=60)[1]
+    assert running.returncode == 1 and f"process {rank} of the team was killed by SIGKILL" in said, said
+    assert "Traceback" not in said
+
+
+def member(path: Path, place: Path, rank: str) -> bool:
+    """Whether /proc/N is that process of the team that works in `place`."""
+    try:
+        environment = (path / "environ").read_bytes().split(b"\0")
+        words = (path / "cmdline").read_text().split("\0")
+        request = next((Path(word) for word in words if "fathom-team-" in word), None)
+        return (f"RANK={rank}".encode() in environment and request is not None
+                and str(place) in (request / "request.json").read_text())
+    except OSError:
+        return False
 
 
 def test_an_error_in_a_team_is_said_once(small, place):
