@@ -76,7 +76,11 @@ def step_judge(name: str) -> StepJudge:
     function: Any = load_object(name, "judge of steps")
 
     def checked(answered: Sequence[Answered]) -> list[Steps | None]:
-        found = list(function(answered))
+        try:
+            found = list(function(answered))
+        except Exception as error:
+            raise FathomError(f"process={name}: raised {type(error).__name__}: {str(error)[:200]}; mend the judge of "
+                              "steps") from error
         if len(found) != len(answered):
             raise FathomError(f"{name}: {len(found)} lists of steps for {len(answered)} completions; return one for "
                               "each, or None")

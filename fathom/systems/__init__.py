@@ -82,11 +82,14 @@ def start(
     from fathom.core.run import MANIFEST, Run
 
     settings = build(settings_class(system), values, where)
-    nproc, members = getattr(settings, "nproc", None), int(os.environ.get("WORLD_SIZE", "1"))
-    if members > 1 and nproc is None:
-        raise UsageError(f"{system}: runs in one process, and torchrun started {members}; start it without torchrun")
-    if members > 1 and int(os.environ["RANK"]):
-        return follow(system, settings, directory, seed)
+    nproc, members = getattr(settings, "nproc", None), team_size()
+    if members > 1:
+        if nproc is None:
+            raise UsageError(f"{system}: runs in one process, torchrun started {members}; start it without torchrun")
+        from fathom.train.parallel import Team
+
+        if not Team.join(getattr(settings, "device", "cpu")).leads:
+            return follow(system, settings, directory, seed)
     launched = members == 1 and (nproc or 1) > 1 and (fresh or not is_finished(directory))
     if launched:
         from fathom.systems.team import launch
@@ -103,6 +106,8 @@ def start(
             check()
         found = check_sources(settings)
     with Run.open(directory, system, settings, seed, inputs(settings), fresh, time_limit, console) as run:
+        if members > 1:
+            Team.join().tell(lambda: not run.finished)  # whether there is anything to do
         if run.finished:
             check_model(system, run.dir)
             if console and not launched:
@@ -112,6 +117,11 @@ def start(
                 run.log.info(line)
             getattr(importlib.import_module(SYSTEMS[system].module), SYSTEMS[system].function)(settings, run)
     return run
+
+
+def team_size() -> int:
+    """How many processes torchrun started in this one's row."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if {"RANK", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys() else 1
 
 
 def is_finished(directory: Path) -> bool:
@@ -124,9 +134,11 @@ def is_finished(directory: Path) -> bool:
 def follow(system: str, settings: Settings, directory: Path, seed: int) -> Run:
     """What a process of a team does that is not its first: the same work, and no file written."""
     from fathom.core.follower import Follower
+    from fathom.train.parallel import Team
 
     with Follower.open(directory, system, settings, seed, console=False) as run:
-        getattr(importlib.import_module(SYSTEMS[system].module), SYSTEMS[system].function)(settings, run)
+        if Team.join().tell(lambda: True):  # the first process knows
+            getattr(importlib.import_module(SYSTEMS[system].module), SYSTEMS[system].function)(settings, run)
     return run
 
 
@@ -157,8 +169,10 @@ def check_paths(settings: Settings, where: str, made_in: Path | None = None) -> 
         if not there and (made_in is None or not path.is_relative_to(made_in)):
             raise UsageError(f"{where}: {name}: {path}: no such {kind}{neighbour(path)}")
 
-    for name in type(settings).model_fields:
-        value = getattr(settings, name)
+    fields = {name: getattr(settings, name) for name in type(settings).model_fields}
+    if (critic := fields.get("critic")) is not None:
+        fields["critic.init"] = critic.init
+    for name, value in fields.items():
         if isinstance(value, Path):
             if name != "tokenizer" and is_model(value):
                 continue

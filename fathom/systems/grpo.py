@@ -157,6 +157,11 @@ class Grpo(Settings):
         if baseline == "pairs" and (not self.kl or self.updates > 1):
             raise ValueError(f"baseline=pairs: kl={self.kl:g} updates={self.updates}: DPO's β is kl, and its pairs are "
                              "weighed by the policy that drew them; set kl=0.1, updates=1")
+        if self.endpoint is not None and self.lora:
+            raise ValueError("endpoint: is sent whole models, and with lora there are only adapters; leave one of the "
+                             "two out")
+        if self.critic is not None and self.critic.optim.bias_speed:
+            raise ValueError("critic.optim.bias_speed: the critic's experts are not balanced; leave it out")
         if self.router == "replay" and self.updates == 1:
             raise ValueError("router=replay: at the first update the experts are those of before it; set updates > 1")
         if self.reference_every is not None and not self.kl:
@@ -215,10 +220,8 @@ def grpo(cfg: Grpo, run: Run) -> None:
     from fathom.train.parallel import Team
 
     team = Team.join(cfg.device)
-    try:
-        _grpo(cfg, run, team)
-    finally:
-        team.leave()
+    _grpo(cfg, run, team)
+    team.leave()
 
 
 def _grpo(cfg: Grpo, run: Run, team: Team) -> None:
@@ -253,7 +256,14 @@ def _grpo(cfg: Grpo, run: Run, team: Team) -> None:
         run.log.info("the weights are frozen; adapters of %d parameters are trained", trained)
     elif cfg.kl:
         reference = Reference(weights.load(cfg.init, dtype, device)[0], run.dir / "reference", team.leads)
-    critic = None if cfg.critic is None else Critic(weights.load(cfg.critic.init or cfg.init, dtype, device)[0])
+    critic: Critic | None = None
+    if cfg.critic is not None:
+        critic = Critic(weights.load(cfg.critic.init or cfg.init, dtype, device)[0])
+        if (size := critic.body.config.vocab_size) != policy.config.vocab_size:
+            raise UsageError(f"critic.init={cfg.critic.init}: a vocabulary of {size}, the policy's has "
+                             f"{policy.config.vocab_size}; take a model with the same tokenizer")
+    if cfg.router == "replay" and not policy.routers():
+        raise UsageError(f"router=replay: {cfg.init} has no experts; leave it out")
     problems = Problems(tasks, run.seed("problems"))
     sampler: Sampler
     if cfg.endpoint is None:

@@ -36,6 +36,7 @@ class Rollout:
     advantages: list[list[float | None]] = field(default_factory=list)
     shares: list[list[Example]] = field(default_factory=list)  # one for each update
     times: int = 1  # how often was sampled for it
+    flat: float | None = None  # share of groups that teach nothing; None where they all do
     seen: int = 0  # problems asked, those included that were left out as flat
 
     @property
@@ -45,7 +46,9 @@ class Rollout:
 
     def metrics(self, limit: int) -> dict[str, Any]:
         """Its health; `limit` is the most tokens of a completion."""
-        found = report(self.groups, self.verdicts, self.rewards, self.parts, self.advantages, self.failed, limit)
+        found = report(self.groups, self.verdicts, self.rewards, self.parts, self.failed, limit)
+        if self.flat is not None:
+            found["flat_groups"] = self.flat
         if self.times > 1 or self.seen > len(self.asked):
             found |= {"rollouts": self.times, "problems_asked": self.seen}
         return found
@@ -144,11 +147,21 @@ class Rollouts:
         rolled.advantages = advantage.of_groups(
             rolled.rewards, "none" if later else baseline, "none" if later else cfg.chosen("normalise"))
         by_token: Sequence[Sequence[Any]] = rolled.advantages
+        if later:
+            live = set(self._live(rolled))
+            if baseline == "pairs":  # equal rewards make no pair
+                by_token = [group if i in live else [0.0] * len(group) for i, group in enumerate(by_token)]
+            # what a critic teaches by is not known yet, nor whether: its values say
+            rolled.advantages = [[None] * len(group) for group in by_token]
+            rolled.flat = 1 - len(live) / len(rolled.asked) if baseline == "pairs" else None
+        else:
+            rolled.flat = sum(not any(group) for group in by_token) / len(rolled.asked)
         if cfg.process is not None:
             name = cfg.process
             by_token = advantage.of_steps(self.team.tell(lambda: self._steps(rolled, name)))
             rolled.advantages = [[None if row is None else float(row[0]) if len(row) else 0.0 for row in group]
                                  for group in by_token]
+            rolled.flat = sum(not any(group) for group in rolled.advantages) / len(rolled.asked)
         prompts = [self.tokenizer.prompt(p.prompt) for p in rolled.asked]
         size = -(-len(rolled.asked) // cfg.updates)
         for first in range(0, cfg.updates * size, size):
@@ -183,6 +196,8 @@ ADVICE = (  # metric, beyond which value, what it says and what helps
     ("judge_failed", 0.05, "{:.0%} of the completions could not be judged: see the reasons in DIR/samples"),
     ("truncated", 0.5, "{:.0%} of the completions are cut off at sampling.max_tokens: raise it, or truncated=mask"),
     ("clip_share", 0.3, "{:.0%} of the tokens' weight is clipped: fewer updates, or a lower optim.lr"),
+    ("mismatch", 0.3, "trainer and sampler disagree by {:.2f} nats on average: the same weights, the same temperature? "
+     "See correction"),
     ("mismatch_max", 3.0, "trainer and sampler disagree by {:.2f} nats on a token: the same weights? see correction"),
     ("kl", 1.0, "the policy is {:.2f} nats a token from its reference: a larger kl, or reference_every"),
     ("grad_norm", 100.0, "the gradient's norm is {:.0f}: lower optim.lr"),
@@ -204,9 +219,9 @@ def advice(metrics: Mapping[str, Any]) -> list[str]:
 def report(
     groups: Sequence[Sequence[Completion]], verdicts: Sequence[Sequence[Verdict]],
     rewards: Sequence[Sequence[float | None]], parts: Sequence[Sequence[Mapping[str, float | None]]],
-    advantages: Sequence[Sequence[float | None]], failed: int, limit: int,
+    failed: int, limit: int,
 ) -> dict[str, Any]:
-    """The health of one rollout: rewards, shares of outcomes, lengths, flat groups; means leave out the unjudged.
+    """The health of one rollout: rewards, shares of outcomes, lengths; means leave out the unjudged.
 
     `failed` is the number of completions on which the task's judge or a reward of the user's own broke, `limit` the
     most tokens of one: `lengths` counts completions by eighths of it.
@@ -221,7 +236,6 @@ def report(
     metrics: dict[str, Any] = {
         "length": float(np.mean(lengths)), "length_p95": float(np.quantile(lengths, 0.95)),
         "truncated": float(np.mean([c.finish == "length" for c in flat])),
-        "flat_groups": float(np.mean([not any(group) for group in advantages])),
         # −log p averages to the entropy over samples from p: an unbiased estimate that costs nothing
         "entropy": float(-logprobs.mean()),
         **{name: outcomes.count(name) / len(outcomes) for name in ("right", "wrong", "unread", "failed")},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pydantic import Field
 
@@ -25,6 +25,8 @@ Groups = list[list["Completion"]]
 
 class PolicyEndpoint(ClientSettings):
     """An endpoint that draws the completions; every policy is sent to it before it is asked."""
+
+    manners: ClassVar[tuple[str, ...]] = (*ClientSettings.manners, "url")  # a server may come back elsewhere
 
     behind: int = Field(
         0, ge=0, le=1, description="rollouts that it may lag: at 1 it draws the next one while this one is learnt from")
@@ -195,7 +197,7 @@ class OnEndpoint:
             raise FathomError(f"{path}: the policy that the next rollout is drawn with is not there; restore it from a "
                               "copy, or start over with --fresh")
         push(self._settings, path, version)
-        self._served = version
+        self._served = self._client.version = version
         for known in self._folder.iterdir():
             if known.name.isdigit() and int(known.name) not in (version, self._kept):
                 disk.remove(known)

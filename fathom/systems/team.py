@@ -11,6 +11,7 @@ import ctypes
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,12 +22,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from fathom.core import process
 from fathom.core.errors import FathomError, Stopped, UsageError
 
 REQUEST, OUTCOME, ENDED, STOP = "request.json", "outcome.json", "ended.json", "stop"
 ENDINGS = {kind.__name__: kind for kind in (FathomError, UsageError, Stopped)}
 CUT_OFF = ("gloo/transport", "NCCL", "ncclRemoteError")  # in what is raised where a member of the team is gone
 GRACE_S = 5  # for the others when one of them has ended badly
+PREFIX, PARENT = "fathom-team-", "FATHOM_STARTED_BY"
 _PDEATHSIG = 1
 
 
@@ -35,18 +38,21 @@ def launch(
     time_limit: float | None, console: bool,
 ) -> None:
     """Runs a system in `nproc` processes of this machine to its end; raises what the first of them raised."""
-    with tempfile.TemporaryDirectory(prefix="fathom-team-") as place:
+    _sweep()
+    with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-") as place:
         asked = {"system": system, "values": values, "directory": str(directory), "seed": seed, "where": where,
                  "fresh": fresh, "time_limit": time_limit, "console": console}
         (Path(place) / REQUEST).write_text(json.dumps(asked, default=str))
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // nproc))
         started = subprocess.Popen(
             [sys.executable, "-m", "fathom.systems.team", place, str(nproc)], start_new_session=True,
-            env=os.environ | {"OMP_NUM_THREADS": threads})
+            env=os.environ | {"OMP_NUM_THREADS": threads, PARENT: str(os.getpid())})
         stops: list[int] = []
 
         def hand_on(number: int, frame: FrameType | None) -> None:
             stops.append(number)
+            if len(stops) > 1:  # once more stops at once: what was saved is whole whenever they die
+                number = signal.SIGKILL
             (Path(place) / STOP).touch()  # for one that is not there yet
             for path in Path(place).glob("*.pid"):
                 with contextlib.suppress(ProcessLookupError):
@@ -64,8 +70,8 @@ def launch(
             told = json.loads(outcome.read_text())
             raise ENDINGS[told["kind"]](told["message"])
         if stops:
-            raise Stopped(f"{directory}: stopped by {signal.Signals(stops[0]).name} before it came to a step; the same "
-                          "command continues")
+            when = "at once" if len(stops) > 1 else "before it came to a step"
+            raise Stopped(f"{directory}: stopped by {signal.Signals(stops[0]).name} {when}; the same command continues")
         if code:
             raise FathomError(f"{directory}: {_ended(Path(place))}; what was saved is kept, the same command continues")
 
@@ -76,14 +82,14 @@ def _ended(place: Path) -> str:
         return "torchrun was killed"
     codes = {int(rank): code for rank, code in json.loads((place / ENDED).read_text()).items()}
     # where one was killed the others fail at the next word to it, or get torchrun's SIGTERM
-    rank = min(codes, key=lambda rank: (codes[rank] > 0, codes[rank] == -signal.SIGTERM, rank))
+    rank = min(codes, key=lambda rank: (codes[rank] == -signal.SIGTERM, codes[rank] > 0, rank))
     if codes[rank] < 0:
         return f"process {rank} of the team was killed by {signal.Signals(-codes[rank]).name}"
     for path in place.glob(f"**/{rank}/stderr.log"):
         lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
         if said := next((line for line in reversed(lines) if not line.startswith(" ")), ""):
             return f"process {rank} of the team: {said[:300]}"
-    return f"process {rank} of the team ended with code {codes[rank]}"
+    return f"process {rank} of the team ended with code {codes[rank]}, for the reason above"
 
 
 def run_torchrun(place: str, nproc: int) -> None:
@@ -91,7 +97,7 @@ def run_torchrun(place: str, nproc: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
 
-    _die_with_parent()
+    os.environ[PARENT] = str(os.getpid())
     quiet = ",".join(f"{rank}:3" for rank in range(1, nproc))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
@@ -108,7 +114,6 @@ def take_part(place: str) -> int:
     """One process of the team; the exit code. How the first one ends is written down, unless it ends well."""
     from fathom.systems import start
 
-    _die_with_parent()
     (Path(place) / f"{os.getpid()}.pid").touch()
     if (Path(place) / STOP).exists():
         return 0
@@ -142,10 +147,24 @@ def _die_with_parent() -> None:
     """SIGKILL for this process when the one that started it ends, where the system knows such a thing."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if str(os.getppid()) != os.environ[PARENT]:  # it has ended already
+            sys.exit(1)
+
+
+def _sweep() -> None:
+    """Removes what launchers that were killed left behind."""
+    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        owner = path.name.removeprefix(PREFIX).partition("-")[0]
+        if owner.isdigit() and not process.alive(int(owner), ""):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 if __name__ == "__main__":
+    _die_with_parent()
     if len(sys.argv) == 3:
         run_torchrun(sys.argv[1], int(sys.argv[2]))
     else:
-        sys.exit(take_part(sys.argv[1]))
+        ended = take_part(sys.argv[1])
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(ended)  # what torch's threads do while an interpreter is taken down can end in SIGABRT

@@ -123,7 +123,8 @@ def pack(
 
 def _share(examples: Sequence[Example], team: Team) -> range:
     """Which examples are this process's."""
-    starts = [i for i in range(len(examples)) if i == 0 or not _continues(examples[i - 1], examples[i])]
+    starts = [i for i in range(len(examples)) if i == 0 or examples[i].group is None
+              or examples[i - 1].group != examples[i].group]
     ends = [*starts[1:], len(examples)]
     costs = [sum(len(e.tokens) for e in examples[a:b]) for a, b in zip(starts, ends, strict=True)]
     mine = team.share(costs)

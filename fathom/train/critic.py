@@ -87,4 +87,5 @@ def value_loss(critic: Critic, batch: Batch, clip: float = 0.2) -> Loss:
     held = old + (value - old).clamp(-clip, clip)
     whole, clipped = (value - returns).square(), (held - returns).square()
     loss = (w * torch.maximum(whole, clipped)).sum() / 2
-    return Loss(loss, {"critic_loss": loss.detach(), "critic_clip_share": (w * (clipped > whole)).sum().detach()})
+    held_share = (w * (clipped > whole)).sum() / batch.total
+    return Loss(loss, {"critic_loss": loss.detach(), "critic_clip_share": held_share.detach()})

@@ -31,11 +31,13 @@ class Team:
     @classmethod
     def join(cls, device: str = "cpu") -> Team:
         """The team in whose row torchrun started this process, or a team of one; on GPUs each takes one of its own.
+        Whoever has joined is in the same team the next time.
 
         UsageError where there are fewer GPUs than processes on this machine.
         """
-        size = int(os.environ.get("WORLD_SIZE", "1"))
-        if size == 1:
+        if dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
         backend = "gloo"
         if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
@@ -126,8 +128,10 @@ class Team:
         return found
 
     def leave(self) -> None:
-        """Takes leave of the others."""
+        """Takes leave of the others, when all are at their end: one that is gone early looks to them like one that was
+        killed."""
         if self.size > 1 and dist.is_initialized():
+            dist.barrier()
             dist.destroy_process_group()
 
 

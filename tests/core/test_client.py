@@ -15,7 +15,7 @@ from endpoint import Asked, FakeEndpoint, Status, prompts, reply, settings, text
 
 from fathom.core.chat import Completion, Image, Message, Sampling, Text, TextGenerator
 from fathom.core.client import Client, ClientSettings, EndpointFailed, Failed, ItemsFailed
-from fathom.core.errors import UsageError
+from fathom.core.errors import Stopped, UsageError
 
 # What is asked, and what comes back.
 
@@ -227,6 +227,18 @@ def test_a_prompt_that_is_refused_fails_alone(status: Status) -> None:
         found = client.answers(prompts(3), Sampling())
         assert [type(row[0]) for row in found] == [Completion, Failed, Completion]
         assert len(at.asked) == 3
+
+
+def test_an_answer_of_other_weights_than_were_sent_is_not_taken(tmp_path: Path) -> None:
+    def script(asked: Asked, number: int) -> Any:
+        return {**reply(asked), "system_fingerprint": f"fathom-0.1.0-w{3 if number < 1 else 0}"}
+
+    with FakeEndpoint(script) as at, Client(settings(at, journal=str(tmp_path / "j"), concurrency=1)) as client:
+        client.version = 3
+        with pytest.raises(Stopped, match="draws with weights of version 0, version 3 was sent"):
+            client.generate(prompts(3), Sampling())
+        client.version = 0  # what was taken is kept, the rest is asked again
+        assert len(client.generate(prompts(3), Sampling())) == 3 and len(at.asked) == 4
 
 
 # n > 1.

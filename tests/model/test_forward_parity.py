@@ -106,7 +106,7 @@ def bias_in_the_weight(model: Transformer) -> None:
     for moe in model.routers().values():
         gate = moe.gate
 
-        def forward(x: torch.Tensor, gate: torch.nn.Module = gate) -> tuple[torch.Tensor, ...]:
+        def forward(x: torch.Tensor, replayed: None = None, gate: torch.nn.Module = gate) -> tuple[torch.Tensor, ...]:
             score = (x @ gate.weight.mT).sigmoid()
             weight, expert = (score + gate.e_score_correction_bias).topk(gate.chosen)
             return score, expert, weight / weight.sum(-1, keepdim=True) * gate.scaling

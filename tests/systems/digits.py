@@ -15,3 +15,8 @@ def share(answered: Sequence[Answered]) -> list[float | None]:
 def high(answered: Sequence[Answered]) -> list[float | None]:
     """The same and 1, which a critic has to learn first."""
     return [1 + sum(c.isdigit() for c in a.text) / max(1, len(a.text)) for a in answered]
+
+
+def one(answered: Sequence[Answered]) -> list[float | None]:
+    """The same for everything."""
+    return [1.0 for _ in answered]

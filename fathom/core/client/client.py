@@ -121,6 +121,7 @@ class Client:
         self._observed: dict[str, tuple[int, int]] = {}  # answers and their tokens, by kind, where there is no journal
         self._random = random.Random()
         self._one_call = threading.Lock()
+        self.version: int | None = None  # of the weights that were sent to it: no answer of others is taken
         self._journal = None if settings.journal is None else Journal(settings.journal)
 
     @property
@@ -389,6 +390,9 @@ class Client:
             raise TryAgain("malformed", at.clean(f"a reply that is no answer ({error})"), lost=True) from error
         if isinstance(told, Trouble):
             raise endpoint.failure(told, {})
+        if self.version is not None and told.version not in (None, self.version):
+            raise Stopped(f"{self.settings.base}: draws with weights of version {told.version}, version {self.version} "
+                          "was sent: was it started again, or does it serve two runs? The same command sends them anew")
         for choice in told.choices:
             at.refuse_key(choice.text + choice.failed)
         return told

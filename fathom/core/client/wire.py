@@ -23,6 +23,7 @@ _FINISHES: Mapping[str, Literal["stop", "length"]] = {
     "length": "length", "max_tokens": "length", "model_length": "length",
 }
 _AGAIN = ("abort", "error")  # finishes of a server that gave up: the reply is no answer
+_VERSION = re.compile(r"fathom-[^ ]{1,40}-w(\d{1,15})")  # how our own server names what it computes with
 _TOKEN_ID = re.compile(r"token_id:(\d+)")  # how vLLM names tokens where return_tokens_as_token_ids asks for it
 
 
@@ -63,6 +64,7 @@ class Reply:
 
     choices: tuple[Choice, ...]
     usage: Usage | None
+    version: int | None = None  # of the weights, where Fathom's server answered
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,9 @@ def read(data: bytes, settings: ClientSettings, n: int) -> Reply | Trouble:
     if sorted(places, key=str) != sorted(range(len(choices)), key=str):
         raise Malformed(f"choices with the indexes {str(places)[:80]}")
     ordered = [choice for _, choice in sorted(zip(places, choices, strict=True), key=lambda pair: pair[0])]
-    return Reply(tuple(_choice(choice, settings) for choice in ordered[:n]), _usage(value.get("usage")))
+    named = _VERSION.fullmatch(str(value.get("system_fingerprint")))
+    return Reply(tuple(_choice(choice, settings) for choice in ordered[:n]), _usage(value.get("usage")),
+                 int(named[1]) if named else None)
 
 
 def _choice(choice: dict[str, Any], settings: ClientSettings) -> Choice:
