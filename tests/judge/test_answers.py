@@ -132,13 +132,13 @@ NASTY = (
 def test_the_quick_reading_is_quick_for_whatever_it_accepts(piece: str) -> None:
     text = (piece * QUICK.characters)[: QUICK.characters]
     for nasty in (text, f"1{text}"[: QUICK.characters], f"{text[:-2]}!1"):
-        start = time.perf_counter()
+        start = time.thread_time()
         try:
             same(nasty, "x+1")
             same(nasty, nasty)
         except TooDear:
             pass
-        assert time.perf_counter() - start < 0.5
+        assert time.thread_time() - start < 0.5  # of this thread alone, whatever else runs
     with pytest.raises(TooDear):
         read(text + "1")
 
