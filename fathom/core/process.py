@@ -15,6 +15,12 @@ def host() -> str:
     return socket.gethostname()
 
 
+def members() -> int:
+    """How many processes torchrun started in this one's row, this one included; 1 without torchrun."""
+    told = {"RANK", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys()  # WORLD_SIZE alone is set by others too
+    return int(os.environ.get("WORLD_SIZE", "1")) if told else 1
+
+
 @cache
 def boot() -> str:
     """What changes when the machine restarts; empty where the system does not tell."""

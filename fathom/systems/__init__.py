@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,11 +77,12 @@ def start(
     time_limit: float | None = None, console: bool = True,
 ) -> Run:
     """Runs a system in `directory` to its end, continuing what is there; returns the closed run."""
+    from fathom.core import process
     from fathom.core.config import build
     from fathom.core.run import MANIFEST, Run
 
     settings = build(settings_class(system), values, where)
-    nproc, members = getattr(settings, "nproc", None), team_size()
+    nproc, members = getattr(settings, "nproc", None), process.members()
     if members > 1:
         if nproc is None:
             raise UsageError(f"{system}: runs in one process, torchrun started {members}; start it without torchrun")
@@ -117,11 +117,6 @@ def start(
                 run.log.info(line)
             getattr(importlib.import_module(SYSTEMS[system].module), SYSTEMS[system].function)(settings, run)
     return run
-
-
-def team_size() -> int:
-    """How many processes torchrun started in this one's row."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if {"RANK", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys() else 1
 
 
 def is_finished(directory: Path) -> bool:

@@ -144,30 +144,27 @@ class Rollouts:
         cfg = self.cfg
         baseline = cfg.chosen("baseline")
         later = baseline in ("critic", "pairs")  # what they make of rewards needs the batches
-        rolled.advantages = advantage.of_groups(
+        given = advantage.of_groups(
             rolled.rewards, "none" if later else baseline, "none" if later else cfg.chosen("normalise"))
-        by_token: Sequence[Sequence[Any]] = rolled.advantages
-        if later:
+        if baseline == "pairs":  # equal rewards make no pair
             live = set(self._live(rolled))
-            if baseline == "pairs":  # equal rewards make no pair
-                by_token = [group if i in live else [0.0] * len(group) for i, group in enumerate(by_token)]
-            # what a critic teaches by is not known yet, nor whether: its values say
-            rolled.advantages = [[None] * len(group) for group in by_token]
-            rolled.flat = 1 - len(live) / len(rolled.asked) if baseline == "pairs" else None
-        else:
-            rolled.flat = sum(not any(group) for group in by_token) / len(rolled.asked)
+            given = [group if i in live else [0.0] * len(group) for i, group in enumerate(given)]
+        by_token: Sequence[Sequence[Any]] = given
         if cfg.process is not None:
             name = cfg.process
             by_token = advantage.of_steps(self.team.tell(lambda: self._steps(rolled, name)))
-            rolled.advantages = [[None if row is None else float(row[0]) if len(row) else 0.0 for row in group]
-                                 for group in by_token]
-            rolled.flat = sum(not any(group) for group in rolled.advantages) / len(rolled.asked)
+            given = [[None if row is None else float(row[0]) if len(row) else 0.0 for row in group]
+                     for group in by_token]
+        if baseline != "critic":  # whether a group teaches a critic's policy, its values say
+            rolled.flat = sum(not any(group) for group in given) / len(rolled.asked)
+        rolled.advantages = [[None] * len(group) for group in given] if later else given
         prompts = [self.tokenizer.prompt(p.prompt) for p in rolled.asked]
         size = -(-len(rolled.asked) // cfg.updates)
         for first in range(0, cfg.updates * size, size):
             part = slice(first, first + size)
             rolled.shares.append(advantage.examples(
                 prompts[part], rolled.groups[part], by_token[part], cfg.truncated == "mask", baseline == "critic"))
+
     def _steps(self, rolled: Rollout, name: str) -> list[list[list[tuple[int, float]] | None]]:
         """Each completion's steps: the token that each ends with, and its reward."""
         from fathom.judge.steps import ends_in_tokens, step_judge

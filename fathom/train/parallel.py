@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fathom.core import process
 from fathom.core.errors import UsageError
 
 T = TypeVar("T")
@@ -37,7 +38,7 @@ class Team:
         """
         if dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
-        if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if process.members() == 1:
             return cls()
         backend = "gloo"
         if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):

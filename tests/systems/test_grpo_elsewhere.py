@@ -59,6 +59,17 @@ def ran(small, place: Path, name: str, *more: str, **changes) -> Path:
     return directory
 
 
+def begun(settings: Path, directory: Path, lines: int, *more: str) -> subprocess.Popen[str]:
+    """A run of these settings that has written so many lines of metrics."""
+    words = [sys.executable, "-m", "fathom", "grpo", str(settings), *more, "--dir", str(directory)]
+    running = subprocess.Popen(words, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    written = directory / "metrics.jsonl"
+    while not (written.exists() and written.read_text().count("\n") >= lines):
+        assert running.poll() is None
+        time.sleep(0.01)
+    return running
+
+
 @contextmanager
 def served(small, place: Path, *more: str, dtype: str = "float64") -> Iterator[str]:
     """A server of the base model that takes new weights from `place`; its address."""
@@ -154,12 +165,7 @@ def test_an_endpoint_that_was_started_again_is_not_learnt_from(small, place):
     with served(small, place) as address:
         port = address.rpartition(":")[2]
         file = small.settings("grpo", **settings, **on(address, retries=99, backoff_s=0.1))
-        words = [sys.executable, "-m", "fathom", "grpo", str(file), "--dir", str(place / "run")]
-        running = subprocess.Popen(words, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-        written = place / "run" / "metrics.jsonl"
-        while not (written.exists() and written.read_text().count("\n") >= 3):
-            assert running.poll() is None
-            time.sleep(0.01)
+        running = begun(file, place / "run", 3)
     with served(small, place, "--port", port) as address:
         said = running.communicate(timeout=90)[1]
         rows = metrics(place / "run")
@@ -185,14 +191,9 @@ def test_a_team_that_is_killed_goes_on_as_one_that_was_not(small, place):
     whole = ran(small, place, "whole", "nproc=2", **changes)
     settings = small.settings("grpo", **{**EXACT, **changes})
     for lines in (2, 7):
-        running = subprocess.Popen([sys.executable, "-m", "fathom", "grpo", str(settings), "nproc=2", "--dir",
-                                    str(place / "killed")], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
-        written = place / "killed" / "metrics.jsonl"
-        while not (written.exists() and written.read_text().count("\n") >= lines):
-            assert running.poll() is None
-            time.sleep(0.01)
+        running = begun(settings, place / "killed", lines, "nproc=2")
         running.kill()
-        running.wait()
+        running.communicate()
     done = plain(place, "grpo", settings, "nproc=2", "--dir", place / "killed")  # the others have gone with it
     assert done.code == 0, done.said
     assert differing(kept(place / "killed"), kept(whole)) == []
@@ -201,12 +202,7 @@ def test_a_team_that_is_killed_goes_on_as_one_that_was_not(small, place):
 @pytest.mark.long
 def test_a_team_stops_politely_and_goes_on(small, place):
     settings = small.settings("grpo", **{**EXACT, "steps": 400, "checkpoints": {"every": 100}})
-    words = [sys.executable, "-m", "fathom", "grpo", str(settings), "nproc=2", "--dir", str(place / "run")]
-    running = subprocess.Popen(words, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    written = place / "run" / "metrics.jsonl"
-    while not (written.exists() and written.read_text().count("\n") >= 3):
-        assert running.poll() is None
-        time.sleep(0.01)
+    running = begun(settings, place / "run", 3, "nproc=2")
     running.send_signal(signal.SIGTERM)
     said = running.communicate(timeout=60)[1]
     assert running.returncode == 75, said
@@ -225,12 +221,7 @@ def test_a_team_stops_politely_and_goes_on(small, place):
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_team_of_which_one_is_killed_says_which(small, place, rank):
     settings = small.settings("grpo", **{**EXACT, "steps": 2000, "checkpoints": {"every": 100}})
-    words = [sys.executable, "-m", "fathom", "grpo", str(settings), "nproc=2", "--dir", str(place / "run")]
-    running = subprocess.Popen(words, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    written = place / "run" / "metrics.jsonl"
-    while not (written.exists() and written.read_text().count("\n") >= 3):
-        assert running.poll() is None
-        time.sleep(0.01)
+    running = begun(settings, place / "run", 3, "nproc=2")
     members = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit() and member(path, place, rank)]
     assert len(members) == 1
     os.kill(members[0], SIGKILL)
